@@ -1,0 +1,199 @@
+"""Every setting of a run, as one tree of frozen records.
+
+A recipe in `configs/` is a function that returns a `Run`. Strategies (attention, ffn, losses) are
+frozen dataclasses held by value: the recipe imports the one it wants, and nothing here knows their names.
+Constructors check what can be known without a device, so an impossible run never allocates.
+"""
+
+import dataclasses
+from typing import Any
+
+from moejax.errors import UsageError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UsageError(message)` unless `condition` holds."""
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One transformer block: an Attention and an Ffn strategy (see `moejax.seams`)."""
+
+    attn: Any
+    ffn: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A tuple of blocks that is scanned `repeat` times; uneven stacks are several groups."""
+
+    blocks: tuple[BlockConfig, ...]
+    repeat: int = 1
+
+    def __post_init__(self):
+        require(len(self.blocks) > 0, "model.groups[].blocks is empty; a group needs at least one block")
+        require(self.repeat >= 1, f"model.groups[].repeat={self.repeat} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only language model."""
+
+    vocab: int  # number of token ids
+    width: int  # D
+    groups: tuple[Group, ...]
+    tied: bool = True  # unembed with the transposed embedding table
+    norm_eps: float = 1e-6
+    dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16
+    param_dtype: str = "float32"  # in which parameters are stored and updated
+    remat: str = "none"  # none | full | dots: what a block keeps for its backward pass
+    scan: bool = True  # one compiled block per group; False unrolls the layers
+
+    def __post_init__(self):
+        require(self.vocab >= 2, f"model.vocab={self.vocab} must be at least 2")
+        require(self.width >= 1, f"model.width={self.width} must be at least 1")
+        require(len(self.groups) > 0, "model.groups is empty; a model needs at least one group of blocks")
+        for name in ("dtype", "param_dtype"):
+            value = getattr(self, name)
+            known = ("float32", "bfloat16", "float64")
+            require(value in known, f"model.{name}={value!r} is not one of {', '.join(known)}")
+        known = ("none", "full", "dots")
+        require(self.remat in known, f"model.remat={self.remat!r} is not one of {', '.join(known)}")
+
+    @property
+    def num_layers(self) -> int:
+        """L: blocks that one token passes."""
+        return sum(group.repeat * len(group.blocks) for group in self.groups)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a warm-up, a schedule and clipping."""
+
+    learning_rate: float = 1e-3  # at the end of the warm-up
+    warmup_steps: int = 50
+    schedule: str = "cosine"  # constant | linear | cosine, from the peak to final_fraction of it
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay_min_rank: int = 2  # parameters with fewer dims of their own (norm scales, biases) are not decayed
+    clip_norm: float = 1.0  # global gradient norm; 0 turns clipping off
+
+    def __post_init__(self):
+        known = ("constant", "linear", "cosine")
+        require(self.schedule in known, f"train.optim.schedule={self.schedule!r} is not one of {', '.join(known)}")
+        require(self.learning_rate > 0, f"train.optim.learning_rate={self.learning_rate} must be positive")
+        require(self.clip_norm >= 0, f"train.optim.clip_norm={self.clip_norm} must not be negative; 0 turns it off")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, what to keep, how hard to check."""
+
+    every: int = 100  # steps between saves; the last step is always saved
+    keep_last: int = 3
+    keep_every: int = 0  # also keep every step divisible by this; 0 keeps none of them
+    verify: str = "full"  # on restore: full (hashes) | size | off
+    on_disk_full: str = "continue"  # continue | stop
+    max_failures: int = 3  # failed saves in a row that end the run
+
+    def __post_init__(self):
+        require(self.every >= 1, f"train.checkpoint.every={self.every} must be at least 1")
+        require(self.keep_last >= 1, f"train.checkpoint.keep_last={self.keep_last} must be at least 1")
+        known = ("full", "size", "off")
+        require(self.verify in known, f"train.checkpoint.verify={self.verify!r} is not one of {', '.join(known)}")
+        known = ("continue", "stop")
+        require(
+            self.on_disk_full in known,
+            f"train.checkpoint.on_disk_full={self.on_disk_full!r} is not one of {', '.join(known)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, towards what."""
+
+    steps: int
+    batch_rows: int  # rows of one optimiser step, over all devices and micro-batches
+    seq_len: int  # T
+    losses: tuple[Any, ...]  # Loss strategies; their weighted sum is minimised
+    accumulate: int = 1  # micro-batches per optimiser step
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    seed: int = 0
+    log_every: int = 10
+    eval_every: int = 100
+    eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
+    sample_every: int = 0  # steps between text samples; 0 samples at the end only
+    max_nonfinite: int = 10  # skipped updates in a row that end the run
+    watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
+
+    def __post_init__(self):
+        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1")
+        require(self.seq_len >= 2, f"train.seq_len={self.seq_len} must be at least 2")
+        require(len(self.losses) > 0, "train.losses is empty; use at least NextToken()")
+        require(self.accumulate >= 1, f"train.accumulate={self.accumulate} must be at least 1")
+        require(
+            self.batch_rows % self.accumulate == 0,
+            f"train.batch_rows={self.batch_rows} is not divisible by train.accumulate={self.accumulate}; "
+            "choose a batch that splits into equal micro-batches",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from and what happens to what cannot be read."""
+
+    source: tuple[str, ...] = ()  # files, globs, directories, .jsonl, .gz; empty = the standard library's source
+    field: str = "text"  # of a .jsonl record
+    held_out: float = 0.05  # share of the documents that is never trained on
+    on_error: str = "skip"  # skip | stop at the first unreadable record
+    max_record_mb: float = 16.0  # longer records count as errors
+    tokenizer: str = "bpe"  # bpe (trained on the corpus, model.vocab ids) | bytes | path of a tokenizer.json
+    cache_dir: str = ""  # for tokenizers and packed corpora; empty = $XDG_CACHE_HOME/moejax
+    workers: int = 0  # extra processes that read ahead; 0 reads in a thread
+
+    def __post_init__(self):
+        require(0 < self.held_out < 1, f"data.held_out={self.held_out} must lie between 0 and 1")
+        known = ("skip", "stop")
+        require(self.on_error in known, f"data.on_error={self.on_error!r} is not one of {', '.join(known)}")
+        require(self.max_record_mb > 0, f"data.max_record_mb={self.max_record_mb} must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 on one axis takes what the others leave."""
+
+    data: int = 1  # rows of the batch
+    fsdp: int = 1  # rows of the batch, and the parameters' embed dim
+    expert: int = 1  # rows of the batch, and whole experts
+    tensor: int = 1  # heads, expert width and vocabulary
+
+    def __post_init__(self):
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            require(size >= 1 or size == -1, f"mesh.{name}={size} must be positive, or -1 for the remaining devices")
+        require(
+            list(sizes.values()).count(-1) <= 1,
+            f"mesh has -1 on {' and '.join(n for n, s in sizes.items() if s == -1)}; at most one axis can be inferred",
+        )
+
+    @property
+    def row_shards(self) -> int:
+        """Devices over which the rows of a batch are split."""
+        return self.data * self.fsdp * self.expert
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a training run is; `train.py` takes nothing else but the directory to keep it in."""
+
+    name: str
+    model: ModelConfig
+    train: TrainConfig
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
