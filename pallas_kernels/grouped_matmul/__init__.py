@@ -1,0 +1,1 @@
+"""Matrix products of sorted row groups, each group with its own matrix."""

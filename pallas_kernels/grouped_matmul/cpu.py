@@ -1,0 +1,107 @@
+"""Grouped products out of plain XLA operations, made for CPU and correct everywhere.
+
+Copies and repeated packing of the weights are what costs time here, so a group is one dot where possible.
+The rows of a group are cut into chunks of at most twice the mean group; a chunk is rounded up to one of a few
+static row counts, and all chunks of one row count run in one loop that updates the result in place:
+
+    for rows in (step, 2 step, ..., longest):          unrolled: static shapes
+        while a chunk of this length is left:          dynamic trip count
+            out[chunk] = lhs[chunk] @ rhs[its group]
+
+Rounding up costs half a step per chunk, a sixteenth of the mean group. A chunk that reaches past its group
+(or, moved up, begins before it) computes rows of other groups too; a select keeps what was there.
+Branches (`lax.switch`) instead of the loops would copy the whole result at every chunk.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.varying import vary, varying_axes
+
+ROW_COUNTS = 16  # different chunk lengths; each is one dot in the program
+MIN_STEP, MAX_STEP = 8, 128  # rows
+
+
+def chunk_rows(num_rows: int, num_groups: int) -> tuple[int, ...]:
+    """The static chunk lengths for `num_rows` sorted rows: multiples of a step that follows the mean group."""
+    mean = num_rows // num_groups
+    step = MIN_STEP
+    while step < MAX_STEP and 2 * step * ROW_COUNTS <= 2 * mean:
+        step *= 2
+    multiples = [step * (i + 1) for i in range(ROW_COUNTS)]
+    return tuple(rows for rows in multiples if rows < num_rows) + ((num_rows,) if num_rows <= multiples[-1] else ())
+
+
+def schedule(start_G, end_G, lengths: tuple[int, ...], num_rows: int):
+    """Cut groups into chunks and sort the chunks by length.
+
+    Returns:
+      (group, first row, end row) of every chunk C, and where in that order the chunks of each length stop.
+    """
+    step, longest = lengths[0], lengths[-1]
+    num_groups = start_G.shape[0]
+    chunks_G = -(-(end_G - start_G) // longest)
+    stop_G = jnp.cumsum(chunks_G)
+    chunk_C = jnp.arange(num_groups + num_rows // longest)
+    group_C = jnp.sum(stop_G[None, :] <= chunk_C[:, None], axis=1, dtype=jnp.int32)
+    exists_C = group_C < num_groups
+    group_C = jnp.minimum(group_C, num_groups - 1)
+    first_C = start_G[group_C] + (chunk_C - (stop_G - chunks_G)[group_C]) * longest
+    end_C = jnp.minimum(end_G[group_C], first_C + longest)
+    length_C = jnp.minimum(-(-(end_C - first_C) // step), len(lengths)) - 1
+    length_C = jnp.where(exists_C, length_C, len(lengths))
+    order_C = jnp.argsort(length_C)
+    stop_L = jnp.sum(length_C[None, :] <= jnp.arange(len(lengths))[:, None], axis=1, dtype=jnp.int32)
+    return (group_C[order_C], first_C[order_C], end_C[order_C]), stop_L
+
+
+def for_each_chunk(update, out, num_rows: int, start_G, end_G):
+    """Fold `out = update(out, rows, group, at, inside)` over all chunks; `at` is where `rows` static rows begin."""
+    lengths = chunk_rows(num_rows, start_G.shape[0])
+    (group_C, first_C, end_C), stop_L = schedule(start_G, end_G, lengths, num_rows)
+    carry = (jnp.zeros_like(stop_L[0]), out)
+    for i, rows in enumerate(lengths):
+
+        def body(carry, rows=rows):
+            chunk, out = carry
+            at = jnp.minimum(first_C[chunk], num_rows - rows)
+            row_R = at + jnp.arange(rows, dtype=at.dtype)
+            inside_R1 = ((row_R >= first_C[chunk]) & (row_R < end_C[chunk]))[:, None]
+            return chunk + 1, update(out, rows, group_C[chunk], at, inside_R1)
+
+        carry = lax.while_loop(lambda carry, i=i: carry[0] < stop_L[i], body, carry)
+    return carry[1]
+
+
+def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
+    """See `reference.matmul`."""
+    num_rows = lhs_MK.shape[0]
+    accum = lhs_MK.dtype if lhs_MK.dtype == jnp.float64 else jnp.float32
+
+    def update(out_MN, rows, group, at, inside_R1):
+        lhs_RK = lax.dynamic_slice_in_dim(lhs_MK, at, rows)
+        rhs_KN = lax.dynamic_index_in_dim(rhs_GKN, group, keepdims=False)
+        product_RN = jnp.matmul(lhs_RK, rhs_KN, preferred_element_type=accum).astype(dtype)
+        before_RN = lax.dynamic_slice_in_dim(out_MN, at, rows)
+        return lax.dynamic_update_slice_in_dim(out_MN, jnp.where(inside_R1, product_RN, before_RN), at, 0)
+
+    out_MN = vary(jnp.zeros((num_rows, rhs_GKN.shape[2]), dtype), varying_axes(lhs_MK))
+    return for_each_chunk(update, out_MN, num_rows, start_G, end_G)
+
+
+def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
+    """See `reference.outer`."""
+    num_rows, num_groups = lhs_MK.shape[0], start_G.shape[0]
+    accum = lhs_MK.dtype if lhs_MK.dtype == jnp.float64 else jnp.float32
+
+    def update(out_GKN, rows, group, at, inside_R1):
+        lhs_RK = jnp.where(inside_R1, lax.dynamic_slice_in_dim(lhs_MK, at, rows), 0)
+        rhs_RN = jnp.where(inside_R1, lax.dynamic_slice_in_dim(rhs_MN, at, rows), 0)
+        product_KN = jnp.matmul(lhs_RK.T, rhs_RN, preferred_element_type=accum)
+        before_KN = lax.dynamic_index_in_dim(out_GKN, group, keepdims=False)
+        return lax.dynamic_update_index_in_dim(out_GKN, before_KN + product_KN, group, 0)
+
+    shape = (num_groups, lhs_MK.shape[1], rhs_MN.shape[1])
+    out_GKN = vary(jnp.zeros(shape, accum), varying_axes(lhs_MK))
+    return for_each_chunk(update, out_GKN, num_rows, start_G, end_G).astype(dtype)

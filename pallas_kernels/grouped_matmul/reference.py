@@ -1,0 +1,34 @@
+"""The meaning of the grouped products: one masked product per group. G times the work; the oracle, not a path."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.varying import vary, varying_axes
+
+
+def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
+    """out[m] = lhs[m] @ rhs[g] for the group with start[g] <= m < end[g], else zero."""
+    row_M = jnp.arange(lhs_MK.shape[0])
+
+    def add_group(out_MN, group):
+        rhs_KN, start, end = group
+        inside_M1 = ((row_M >= start) & (row_M < end))[:, None]
+        product_MN = jnp.where(inside_M1, lhs_MK, 0) @ rhs_KN
+        return jnp.where(inside_M1, product_MN, out_MN), None
+
+    zero_MN = jnp.zeros((lhs_MK.shape[0], rhs_GKN.shape[2]), lhs_MK.dtype)
+    out_MN, _ = lax.scan(add_group, vary(zero_MN, varying_axes(lhs_MK)), (rhs_GKN, start_G, end_G))
+    return out_MN.astype(dtype)
+
+
+def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
+    """out[g] = lhs[start[g]:end[g]].T @ rhs[start[g]:end[g]]."""
+    row_M = jnp.arange(lhs_MK.shape[0])
+
+    def one_group(group):
+        start, end = group
+        inside_M1 = ((row_M >= start) & (row_M < end))[:, None]
+        return jnp.where(inside_M1, lhs_MK, 0).T @ jnp.where(inside_M1, rhs_MN, 0)
+
+    return lax.map(one_group, (start_G, end_G)).astype(dtype)
