@@ -1,0 +1,119 @@
+"""The documents of all files: repeated ones dropped, the rest divided into train and held-out."""
+
+import collections
+import dataclasses
+import hashlib
+
+from moejax.config import DataConfig
+from moejax.errors import DataError
+from moejax.training.data.error_log import ErrorCollector, ErrorLog
+from moejax.training.data.records import Document, read_documents
+from moejax.training.data.sources import SourceFile
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """A file of the corpus as it was when the corpus was made."""
+
+    path: str
+    sha256: str
+    bytes: int
+    documents: int  # used, after dropping bad and repeated ones
+    split: str  # train | held_out | mixed | none: where they went
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """All texts, in the order of the files."""
+
+    train: list[bytes]
+    held_out: list[bytes]
+    files: tuple[FileRecord, ...]
+    errors: ErrorLog
+
+
+def read_all(files: tuple[SourceFile, ...], hashes: tuple[str, ...], cfg: DataConfig, seed: int) -> Documents:
+    """Read, deduplicate and split.
+
+    The first of equal documents stays. A document is held out if a hash of its text (and `seed`) says so:
+    neither its place, nor its file's name, nor any other document has a say. A corpus of one document is cut
+    in two at a line break.
+
+    Raises:
+      DataError: a bad record under `on_error="stop"`, or too little text for two sides.
+    """
+    errors = ErrorCollector(cfg.on_error)
+    seen: dict[bytes, str] = {}
+    documents: list[Document] = []
+    owners: list[int] = []
+    for owner, file in enumerate(files):
+        for document in read_documents(file, cfg, errors):
+            digest = hashlib.sha256(document.text).digest()
+            if digest in seen:
+                errors.add_duplicate(document.where, seen[digest])
+                continue
+            seen[digest] = document.where
+            documents.append(document)
+            owners.append(owner)
+    log = errors.log()
+    if not documents:
+        raise DataError(_nothing_left(files, log))
+    if len(documents) == 1:
+        train, held_out = _cut(documents[0], cfg.held_out)
+        return Documents([train], [held_out], _file_records(files, hashes, owners * 2, [False, True]), log)
+    is_held_out = _choose(list(seen), cfg.held_out, seed)
+    return Documents(
+        [document.text for document, out in zip(documents, is_held_out, strict=True) if not out],
+        [document.text for document, out in zip(documents, is_held_out, strict=True) if out],
+        _file_records(files, hashes, owners, is_held_out),
+        log,
+    )
+
+
+def _choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
+    """Which documents are held out: those whose hash, read as a fraction, is below `share`; never all or none."""
+    salt = f"{seed}:".encode()
+    scores = [int.from_bytes(hashlib.sha256(salt + digest).digest()[:8]) / 2**64 for digest in digests]
+    least, most = min(scores), max(scores)
+    return [score == least or (score < share and score != most) for score in scores]
+
+
+def _cut(document: Document, share: float) -> tuple[bytes, bytes]:
+    """The two sides of a corpus that is one document."""
+    text = document.text
+    target = int(len(text) * (1 - share))
+    end = text.find(b"\n", target) + 1
+    if end in (0, len(text)):  # the last line reaches over the target
+        end = text.rfind(b"\n", 0, target) + 1
+    if end == 0:
+        raise DataError(
+            f"{document.where} is the only document and a single line, so nothing can be held out; "
+            "give data.source at least two documents, or one of several lines"
+        )
+    return text[:end], text[end:]
+
+
+def _file_records(
+    files: tuple[SourceFile, ...], hashes: tuple[str, ...], owners: list[int], is_held_out: list[bool]
+) -> tuple[FileRecord, ...]:
+    train = collections.Counter(owner for owner, out in zip(owners, is_held_out, strict=True) if not out)
+    held_out = collections.Counter(owner for owner, out in zip(owners, is_held_out, strict=True) if out)
+    names = {(True, True): "mixed", (True, False): "train", (False, True): "held_out", (False, False): "none"}
+    return tuple(
+        FileRecord(
+            file.name,
+            sha256,
+            file.path.stat().st_size if sha256 != "unreadable" else 0,
+            train[i] + held_out[i],
+            names[train[i] > 0, held_out[i] > 0],
+        )
+        for i, (file, sha256) in enumerate(zip(files, hashes, strict=True))
+    )
+
+
+def _nothing_left(files: tuple[SourceFile, ...], log: ErrorLog) -> str:
+    shown = "".join(f"\n  {complaint}" for complaint in log.first[:5])
+    return (
+        f"data.source has {len(files)} files but no usable document ({log.summary()}).{shown}\n"
+        "Mend the files, or name others with --config.data.source=PATH"
+    )
