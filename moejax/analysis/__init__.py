@@ -1,0 +1,1 @@
+"""Numbers in, frozen record out: what a program costs and what a machine can do."""

@@ -1,0 +1,1 @@
+"""Reading XLA's optimised programs: `parse` the text, then price each operation."""

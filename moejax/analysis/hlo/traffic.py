@@ -1,0 +1,108 @@
+"""Bytes that one HLO operation moves: through memory, and between devices.
+
+Every operation reads its operands and writes its result, but a slice touches only what it slices, an
+in-place update only what it updates, and a fusion only its own operands and result, whatever happens inside.
+"""
+
+from moejax.analysis.hlo.parse import Computation, Module, Op
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "ragged-all-to-all",
+    "all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+_NO_TRAFFIC = frozenset(
+    "parameter constant tuple get-tuple-element bitcast after-all opt-barrier add-dependency partition-id "
+    "replica-id while conditional call async-start async-update send recv "
+    "get-dimension-size".split()
+)
+_VIEWS = frozenset(("bitcast", "reshape"))  # inside a fusion neither moves a byte
+_SLICES = frozenset(("slice", "dynamic-slice", "gather"))
+
+
+def collective(op: Op, home: Computation) -> tuple[str, int] | None:
+    """Kind and bytes of a collective: what one device hands in, or for an all-gather what it ends up with.
+
+    A start/done pair counts at its start.
+    """
+    kind = op.opcode.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    operands = home.operands(op)
+    if kind == "ragged-all-to-all":  # the rows, which are at most the input; the rest is buffers and offsets
+        return kind, operands[0].bytes
+    handed_in = sum(x.bytes for x in operands)
+    if kind != "all-gather":
+        return kind, handed_in
+    return kind, op.bytes - (handed_in if op.opcode.endswith("-start") else 0)  # a start also returns its input
+
+
+def memory_bytes(op: Op, home: Computation, module: Module) -> int:
+    """Bytes read plus bytes written by an operation outside of any fusion; 0 for one that only names or calls."""
+    if op.opcode in _NO_TRAFFIC or op.opcode.endswith("-done"):
+        return 0
+    if op.opcode == "fusion":
+        inside = module.computations[op.called("calls")[0]]
+        read = sum(_read(inside.parameter(i), inside, module, x.bytes) for i, x in enumerate(home.operands(op)))
+        return read + _written(inside.root, inside, module)
+    if op.opcode in _SLICES:
+        return 2 * op.bytes + sum(x.bytes for x in home.operands(op)[1:])
+    if op.opcode == "dynamic-update-slice":
+        return 2 * home.operands(op)[1].bytes
+    if op.opcode == "scatter":  # the touched elements are read, combined and written
+        return sum(x.bytes for x in home.operands(op)[1:]) + 2 * _updates(op, home)
+    return _plain(op, home)
+
+
+def _plain(op: Op, home: Computation) -> int:
+    return op.bytes + sum(x.bytes for x in home.operands(op))
+
+
+def _read(value: Op, inside: Computation, module: Module, whole: int) -> int:
+    """Bytes of a fusion's operand that its uses touch, at most the `whole`."""
+    touched = 0
+    for use in inside:
+        for position, name in enumerate(use.operands):
+            if name == value.name:
+                touched += _touched(use, position, inside, module, whole)
+    return min(touched, whole)
+
+
+def _touched(use: Op, position: int, inside: Computation, module: Module, whole: int) -> int:
+    if use.opcode in _VIEWS:
+        return _read(use, inside, module, whole)
+    if use.opcode in _SLICES and position == 0:
+        return use.bytes
+    if use.opcode == "dynamic-update-slice" and position == 0:
+        return 0
+    if use.opcode == "scatter" and position < len(use.shapes):
+        return _updates(use, inside) // len(use.shapes)
+    if use.opcode == "fusion":
+        nested = module.computations[use.called("calls")[0]]
+        return _read(nested.parameter(position), nested, module, whole)
+    return whole
+
+
+def _written(root: Op, inside: Computation, module: Module) -> int:
+    """Bytes a fusion writes: its result, or the updated part where the result is an operand updated in place."""
+    if root.opcode == "tuple":
+        return sum(_written(part, inside, module) for part in inside.operands(root))
+    if root.opcode in _VIEWS:
+        return _written(inside.operands(root)[0], inside, module)
+    if root.opcode == "dynamic-update-slice":
+        return inside.operands(root)[1].bytes
+    if root.opcode == "scatter":
+        return _updates(root, inside)
+    if root.opcode == "fusion":
+        nested = module.computations[root.called("calls")[0]]
+        return _written(nested.root, nested, module)
+    return root.bytes
+
+
+def _updates(scatter: Op, home: Computation) -> int:
+    """Bytes of a scatter's updates: its last operands, as many as its results."""
+    return sum(x.bytes for x in home.operands(scatter)[-len(scatter.shapes) :])
