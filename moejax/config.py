@@ -97,6 +97,7 @@ class CheckpointConfig:
     every: int = 100  # steps between saves; the last step is always saved
     keep_last: int = 3
     keep_every: int = 0  # also keep every step divisible by this; 0 keeps none of them
+    keep_best: bool = False  # also keep the step with the lowest held-out loss
     verify: str = "full"  # on restore: full (hashes) | size | off
     on_disk_full: str = "continue"  # continue | stop
     max_failures: int = 3  # failed saves in a row that end the run
@@ -104,6 +105,8 @@ class CheckpointConfig:
     def __post_init__(self):
         require(self.every >= 1, f"train.checkpoint.every={self.every} must be at least 1")
         require(self.keep_last >= 1, f"train.checkpoint.keep_last={self.keep_last} must be at least 1")
+        require(self.keep_every >= 0, f"train.checkpoint.keep_every={self.keep_every} must not be negative; 0 = off")
+        require(self.max_failures >= 1, f"train.checkpoint.max_failures={self.max_failures} must be at least 1")
         known = ("full", "size", "off")
         require(self.verify in known, f"train.checkpoint.verify={self.verify!r} is not one of {', '.join(known)}")
         known = ("continue", "stop")
@@ -150,12 +153,11 @@ class DataConfig:
 
     source: tuple[str, ...] = ()  # files, globs, directories, .jsonl, .gz; empty = the standard library's source
     field: str = "text"  # of a .jsonl record
-    held_out: float = 0.05  # share of the documents that is never trained on
+    held_out: float = 0.05  # share of the text that is never trained on, whole documents
     on_error: str = "skip"  # skip | stop at the first unreadable record
     max_record_mb: float = 16.0  # longer records count as errors
     tokenizer: str = "bpe"  # bpe (trained on the corpus, model.vocab ids) | bytes | path of a tokenizer.json
     cache_dir: str = ""  # for tokenizers and packed corpora; empty = $XDG_CACHE_HOME/moejax
-    workers: int = 0  # extra processes that read ahead; 0 reads in a thread
 
     def __post_init__(self):
         require(0 < self.held_out < 1, f"data.held_out={self.held_out} must lie between 0 and 1")

@@ -1,0 +1,125 @@
+"""Faults on purpose: what breaks, and when, read once from the environment.
+
+`MOEJAX_FAULTS="step=17:kill,batch=9+:nan,save=3:enospc,point=before_rename:exit"` is a comma-separated
+list of `place=when:what`. `when` is a step, a batch or the how-manieth save of this process (counted
+from 1); `9+` means from there on; for `point` it is a name of `POINTS`. It works only beside
+`MOEJAX_TESTING=1`, so that no real run is broken by a forgotten variable.
+"""
+
+import dataclasses
+import errno
+import functools
+import os
+
+from moejax.errors import UsageError
+
+# The commit protocol of a checkpoint, in order; the process can be made to die at each of them.
+POINTS = (
+    "temp_made",
+    "arrays_written",
+    "files_synced",
+    "manifest_written",
+    "manifest_synced",
+    "before_rename",
+    "old_aside",
+    "after_rename",
+    "committed",
+    "before_prune",
+    "trash_named",
+    "pruned",
+)
+
+WHAT = {
+    "step": ("kill", "term", "int", "hang", "spike", "nan", "inf", "flip"),
+    "batch": ("nan", "inf", "spike"),
+    "save": ("enospc", "eio", "fail"),
+    "point": ("exit",),
+}
+
+EXIT_AT_POINT = 9  # what a process that dies at a point exits with
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """`what` happens at `place` number `at` (and after it, if `onwards`), or at the point called `at`."""
+
+    place: str
+    at: int | str
+    what: str
+    onwards: bool = False
+
+    def hits(self, place: str, at: int | str) -> bool:
+        """Whether this fault happens at `place` `at`."""
+        if place != self.place:
+            return False
+        return at >= self.at if self.onwards else at == self.at
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultPlan:
+    """All faults of a process; the empty plan breaks nothing."""
+
+    faults: tuple[Fault, ...] = ()
+
+    def at(self, place: str, at: int | str) -> str | None:
+        """What happens at `place` `at`, or None."""
+        return next((fault.what for fault in self.faults if fault.hits(place, at)), None)
+
+
+def parse(text: str) -> FaultPlan:
+    """Read `place=when:what,...`.
+
+    Raises:
+        UsageError: the text names a place, point or fault that does not exist.
+    """
+    return FaultPlan(tuple(_parse_fault(item.strip()) for item in text.split(",") if item.strip()))
+
+
+def _parse_fault(item: str) -> Fault:
+    place, _, rest = item.partition("=")
+    when, _, what = rest.rpartition(":")
+    if place not in WHAT:
+        raise UsageError(f"MOEJAX_FAULTS: {item!r} has place {place!r}, expected one of {', '.join(WHAT)}")
+    if what not in WHAT[place]:
+        raise UsageError(f"MOEJAX_FAULTS: {item!r} does {what!r}, expected one of {', '.join(WHAT[place])}")
+    if place == "point":
+        if when not in POINTS:
+            raise UsageError(
+                f"MOEJAX_FAULTS: {item!r} names point {when!r}, expected one of {', '.join(POINTS)}"
+            )
+        return Fault(place, when, what)
+    number = when.removesuffix("+")
+    if not number.isdecimal():
+        raise UsageError(f"MOEJAX_FAULTS: {item!r} happens at {when!r}, expected a number such as 17, or 17+")
+    return Fault(place, int(number), what, onwards=when.endswith("+"))
+
+
+@functools.cache
+def plan() -> FaultPlan:
+    """The faults of this process.
+
+    Raises:
+        UsageError: MOEJAX_FAULTS is malformed, or set without MOEJAX_TESTING=1.
+    """
+    text = os.environ.get("MOEJAX_FAULTS", "")
+    if text and os.environ.get("MOEJAX_TESTING") != "1":
+        raise UsageError(
+            f"MOEJAX_FAULTS={text!r} breaks runs on purpose; unset it, or set MOEJAX_TESTING=1 as well"
+        )
+    return parse(text)
+
+
+def reach(point: str) -> None:
+    """Die here, without any clean-up, if the plan says so."""
+    if plan().at("point", point):
+        os._exit(EXIT_AT_POINT)
+
+
+def fail_save(count: int) -> None:
+    """Fail the `count`-th save of this process, if the plan says so."""
+    what = plan().at("save", count)
+    if what == "fail":
+        raise RuntimeError("injected failure")
+    if what:
+        code = {"enospc": errno.ENOSPC, "eio": errno.EIO}[what]
+        raise OSError(code, os.strerror(code))
