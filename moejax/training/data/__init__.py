@@ -1,1 +1,1 @@
-"""Text to batches: sources, records, tokenizer, packing, cache and the order of the rows; numpy only, no jax."""
+"""Text to batches: sources, records, tokenizer, packing, cache, order of the rows; no jax."""

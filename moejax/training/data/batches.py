@@ -1,4 +1,4 @@
-"""Which rows make up the batch of a step: a pure function of step and seed, whatever the number of processes."""
+"""Which rows make up the batch of a step: a function of step and seed alone, for any number of processes."""
 
 import dataclasses
 import functools
@@ -45,11 +45,11 @@ class BatchSource:
 
     def row_indices(self, first: int, count: int) -> np.ndarray:
         """The rows at places `first` .. `first + count - 1` of the endless shuffled sequence."""
-        epoch_B, place_B = np.divmod(np.arange(first, first + count), self.rows.num_rows)
-        return np.array(
-            [shuffled(self.rows.num_rows, self.seed, int(epoch))[place] for epoch, place in zip(epoch_B, place_B)],
-            np.int64,
-        )
+        num_rows = self.rows.num_rows
+        epochs = range(first // num_rows, (first + count - 1) // num_rows + 1)
+        order = np.concatenate([shuffled(num_rows, self.seed, epoch) for epoch in epochs])
+        start = first - epochs.start * num_rows
+        return order[start : start + count]
 
 
 @functools.lru_cache(maxsize=4)
@@ -85,8 +85,10 @@ def batches(rows: Rows, batch_rows: int, seed: int, *, process_index: int = 0, p
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))
 
 
-def held_out_batches(rows: Rows, batch_rows: int, limit_rows: int | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """All rows once, in order, or `limit_rows` of them evenly spread; the last batch is filled with weight 0."""
+def held_out_batches(
+    rows: Rows, batch_rows: int, limit_rows: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """All rows once, in order, or `limit_rows` of them evenly spread; weight 0 fills up the last batch."""
     count = rows.num_rows if limit_rows is None else min(limit_rows, rows.num_rows)
     chosen = np.arange(count) * rows.num_rows // count
     for first in range(0, count, batch_rows):

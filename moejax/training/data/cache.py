@@ -40,9 +40,8 @@ def load(place: pathlib.Path) -> Entry | None:
     try:
         index = json.loads((place / "index.json").read_text(encoding="utf-8"))
         for name, sha256 in index["sha256"].items():
-            with open(place / name, "rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != sha256:
-                    raise ValueError(f"{name} is not what was written")
+            if _sha256(place / name) != sha256:
+                raise ValueError(f"{name} is not what was written")
         meta = json.loads((place / "meta.json").read_text(encoding="utf-8"))
         arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in index["arrays"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -56,13 +55,16 @@ def store(place: pathlib.Path, entry: Entry) -> None:
     """Keep `entry` at `place`; if another process was first, its entry stays."""
     temporary = None
     try:
-        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (place.parent.parent, place.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = pathlib.Path(tempfile.mkdtemp(prefix="new-", dir=place.parent))
         _write(temporary, entry)
         os.rename(temporary, place)
     except OSError as error:
         if not place.is_dir():
-            log.warning("the corpus could not be cached at %s (%s); the next start prepares it again", place, error)
+            log.warning(
+                "the corpus could not be cached at %s (%s); the next start makes it anew", place, error
+            )
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -72,6 +74,11 @@ def _write(folder: pathlib.Path, entry: Entry) -> None:
     (folder / "meta.json").write_text(json.dumps(entry.meta), encoding="utf-8")
     for name, array in entry.arrays.items():
         np.save(folder / f"{name}.npy", array)
-    sha256 = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    sha256 = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
     index = {"sha256": sha256, "arrays": list(entry.arrays)}
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -43,54 +43,60 @@ def read_all(files: tuple[SourceFile, ...], hashes: tuple[str, ...], cfg: DataCo
       DataError: a bad record under `on_error="stop"`, or too little text for two sides.
     """
     errors = ErrorCollector(cfg.on_error)
-    seen: dict[bytes, str] = {}
-    documents: list[Document] = []
-    owners: list[int] = []
-    for owner, file in enumerate(files):
-        for document in read_documents(file, cfg, errors):
-            digest = hashlib.sha256(document.text).digest()
-            if digest in seen:
-                errors.add_duplicate(document.where, seen[digest])
-                continue
-            seen[digest] = document.where
-            documents.append(document)
-            owners.append(owner)
+    unique = _read_unique(files, cfg, errors)
+    owners = [owner for owner, _ in unique.values()]
+    texts = [document.text for _, document in unique.values()]
     log = errors.log()
-    if not documents:
+    if not texts:
         raise DataError(_nothing_left(files, log))
-    if len(documents) == 1:
-        train, held_out = _cut(documents[0], cfg.held_out)
-        return Documents([train], [held_out], _file_records(files, hashes, owners * 2, [False, True]), log)
-    is_held_out = _choose(list(seen), cfg.held_out, seed)
+    if len(texts) == 1:
+        where = next(document.where for _, document in unique.values())
+        texts, owners, is_held_out = _cut(texts[0], cfg.held_out, where), owners * 2, [False, True]
+    else:
+        is_held_out = _choose(list(unique), cfg.held_out, seed)
     return Documents(
-        [document.text for document, out in zip(documents, is_held_out, strict=True) if not out],
-        [document.text for document, out in zip(documents, is_held_out, strict=True) if out],
+        [text for text, out in zip(texts, is_held_out, strict=True) if not out],
+        [text for text, out in zip(texts, is_held_out, strict=True) if out],
         _file_records(files, hashes, owners, is_held_out),
         log,
     )
 
 
+def _read_unique(
+    files: tuple[SourceFile, ...], cfg: DataConfig, errors: ErrorCollector
+) -> dict[bytes, tuple[int, Document]]:
+    """Each different document and the index of its file, by the hash of its text, in order."""
+    unique: dict[bytes, tuple[int, Document]] = {}
+    for owner, file in enumerate(files):
+        for document in read_documents(file, cfg, errors):
+            digest = hashlib.sha256(document.text).digest()
+            if digest in unique:
+                errors.add_duplicate(document.where, unique[digest][1].where)
+            else:
+                unique[digest] = owner, document
+    return unique
+
+
 def _choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
-    """Which documents are held out: those whose hash, read as a fraction, is below `share`; never all or none."""
+    """Which documents are held out: those with a hash, read as a fraction, below `share`; never all or none."""
     salt = f"{seed}:".encode()
     scores = [int.from_bytes(hashlib.sha256(salt + digest).digest()[:8]) / 2**64 for digest in digests]
     least, most = min(scores), max(scores)
     return [score == least or (score < share and score != most) for score in scores]
 
 
-def _cut(document: Document, share: float) -> tuple[bytes, bytes]:
+def _cut(text: bytes, share: float, where: str) -> list[bytes]:
     """The two sides of a corpus that is one document."""
-    text = document.text
     target = int(len(text) * (1 - share))
     end = text.find(b"\n", target) + 1
     if end in (0, len(text)):  # the last line reaches over the target
         end = text.rfind(b"\n", 0, target) + 1
     if end == 0:
         raise DataError(
-            f"{document.where} is the only document and a single line, so nothing can be held out; "
+            f"{where} is the only document and a single line, so nothing can be held out; "
             "give data.source at least two documents, or one of several lines"
         )
-    return text[:end], text[end:]
+    return [text[:end], text[end:]]
 
 
 def _file_records(

@@ -21,9 +21,9 @@ class ErrorLog:
         return sum(self.counts.values())
 
     def summary(self) -> str:
-        """One line, such as `3 records left out: 2 broken JSON, 1 duplicate`."""
+        """One line, such as `records left out: 3 (2 broken JSON, 1 duplicate)`."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.counts.items()))
-        return f"{self.total} records left out" + (f": {reasons}" if reasons else "")
+        return f"records left out: {self.total}" + (f" ({reasons})" if reasons else "")
 
 
 class ErrorCollector:
@@ -43,7 +43,7 @@ class ErrorCollector:
         complaint = f"{where} {reason}" + (f": {detail}" if detail else "")
         if self._stop:
             raise DataError(
-                f"{complaint}. Mend or remove the record, or leave such records out with --config.data.on_error=skip"
+                f"{complaint}. Mend or remove it, or leave such records out with --config.data.on_error=skip"
             )
         self._note(reason, complaint)
 

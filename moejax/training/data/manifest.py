@@ -1,4 +1,4 @@
-"""The record of a run's data that is kept beside its checkpoints, and the refusal to go on with other data."""
+"""What is written down of a run's data, and the refusal to continue the run with other data."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def manifest(corpus: Corpus) -> dict:
 
 
 def check_unchanged(old: dict, new: Corpus) -> None:
-    """Refuse to continue a run that began with the data of `old`, a `manifest`, unless `new` gives the same rows.
+    """Refuse to continue a run that began with the data of `old` (a `manifest`) if `new` gives other rows.
 
     Raises:
       DataError: with both fingerprints and the files and settings that differ.
@@ -32,7 +32,8 @@ def check_unchanged(old: dict, new: Corpus) -> None:
         return
     differences = _changed_files(old.get("files", []), manifest(new)["files"])
     differences += _changed_settings(old.get("settings", {}), new.settings)
-    shown = "".join(f"\n  {line}" for line in differences or ["no file and no setting: the order of the files"])
+    differences = differences or ["no file and no setting; the order of the files or their reading does"]
+    shown = "".join(f"\n  {line}" for line in differences)
     raise DataError(
         f"the data is not what this run began with: fingerprint {str(old.get('fingerprint'))[:16]} then, "
         f"{new.fingerprint[:16]} now. What differs:{shown}\n"

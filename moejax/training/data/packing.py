@@ -38,7 +38,7 @@ class Rows:
 
 
 def pack(documents: Iterable[np.ndarray], seq_len: int, bos: int, eos: int) -> Rows:
-    """Pack the token ids of each document into rows of `seq_len` pairs."""
+    """Pack the token ids (int32) of at least one document into rows of `seq_len` pairs."""
     documents = list(documents)
     sizes = np.array([len(document) + 1 for document in documents])
     starts = np.cumsum(sizes) - sizes  # of each document in the stream of pairs
@@ -48,11 +48,10 @@ def pack(documents: Iterable[np.ndarray], seq_len: int, bos: int, eos: int) -> R
     # The stream of targets; the inputs are the same stream one pair later, except where a document begins.
     target_M = np.zeros(shape[0] * seq_len, np.int32)
     token_M = np.zeros_like(target_M)
-    if documents:
-        text = np.concatenate([part for document in documents for part in (document, [eos])])
-        target_M[:num_pairs] = text
-        token_M[1:num_pairs] = text[:-1]
-        token_M[starts] = bos
+    eos_1 = np.array([eos], np.int32)
+    np.concatenate([part for document in documents for part in (document, eos_1)], out=target_M[:num_pairs])
+    token_M[1:num_pairs] = target_M[: num_pairs - 1]
+    token_M[starts] = bos
 
     begins_NT = np.zeros(shape, bool)
     begins_NT.reshape(-1)[starts] = True

@@ -76,7 +76,7 @@ def _json_lines(file: SourceFile, limit: int) -> Iterator[tuple[int, bytes | Bad
 
 
 def _skip_rest(stream: BinaryIO, start: bytes, limit: int) -> bool:
-    """Whether the line beginning with `start` is over the limit; if so, reads past its end, keeping nothing."""
+    """Whether the line that begins with `start` is over the limit; if so, its rest is read and forgotten."""
     if len(start.rstrip(b"\r\n")) <= limit:
         return False
     while start and not start.endswith(b"\n"):

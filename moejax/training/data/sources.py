@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import sysconfig
+from collections.abc import Callable
 from typing import BinaryIO
 
 from moejax.errors import DataError
@@ -57,8 +58,8 @@ def find_files(source: tuple[str, ...]) -> tuple[SourceFile, ...]:
         files = _expand(os.path.expanduser(entry))
         if not files:
             raise DataError(
-                f"data.source[{i}]={entry!r} matches no file (looked from {os.getcwd()}). Give an existing file, "
-                "directory or glob, or leave data.source empty for the standard library's source"
+                f"data.source[{i}]={entry!r} matches no file (looked from {os.getcwd()}). Give an existing "
+                "file, directory or glob, or leave data.source empty for the standard library's source"
             )
         for file in files:
             found.setdefault(file.path.resolve(), file)
@@ -70,32 +71,42 @@ def _expand(entry: str) -> list[SourceFile]:
         return _directory(pathlib.Path(entry))
     matches = [entry] if os.path.exists(entry) else sorted(glob.glob(entry, recursive=True))
     files = []
-    for match in matches:
-        path = pathlib.Path(match)
-        files += _directory(path) if path.is_dir() and "**" not in entry else [SourceFile(path, path.as_posix())]
-    return [file for file in files if not file.path.is_dir()]
+    for path in map(pathlib.Path, matches):
+        if path.is_file():  # a pipe cannot be read twice
+            files.append(SourceFile(path, path.as_posix()))
+        elif path.is_dir() and "**" not in entry:
+            files += _directory(path)
+    return files
 
 
-def _directory(root: pathlib.Path) -> list[SourceFile]:
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _is_library(name: str) -> bool:
+    return _is_visible(name) and not name.startswith("test") and name not in NOT_LIBRARY
+
+
+def _directory(root: pathlib.Path, keep: Callable[[str], bool] = _is_visible) -> list[SourceFile]:
+    """The files below `root`, sorted; `keep` looks at the name of each folder and file."""
     files = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths = [pathlib.Path(folder, name) for name in names if not name.startswith(".")]
+        subfolders[:] = filter(keep, subfolders)
+        paths = [pathlib.Path(folder, name) for name in filter(keep, names)]
         files += [SourceFile(path, path.as_posix()) for path in paths if path.is_file()]
     return sorted(files, key=lambda file: file.name)
 
 
 def _standard_library() -> tuple[SourceFile, ...]:
     root = pathlib.Path(sysconfig.get_path("stdlib"))
-    files = []
-    for file in _directory(root):
-        parts = file.path.relative_to(root).parts
-        is_test = any(part.startswith("test") or part in NOT_LIBRARY for part in parts)
-        if file.path.suffix == ".py" and not is_test and file.path.stat().st_size > 0:
-            files.append(SourceFile(file.path, "/".join(("stdlib", *parts))))
+    files = tuple(
+        SourceFile(file.path, "stdlib/" + file.path.relative_to(root).as_posix())
+        for file in _directory(root, _is_library)
+        if file.path.suffix == ".py" and file.path.stat().st_size > 0
+    )
     if not files:
         raise DataError(
             f"data.source is empty, and this Python has no source of its standard library in {root}; "
             "name your own text with --config.data.source=PATH"
         )
-    return tuple(files)
+    return files

@@ -31,8 +31,8 @@ class Tokenizer:
 
     @property
     def vocab(self) -> int:
-        """Number of ids in use; a model may have more."""
-        return self.backend.get_vocab_size()
+        """One more than the greatest id; a model may have more."""
+        return 1 + max(self.backend.get_vocab().values())
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone; the name of a special token in it is ordinary text."""
@@ -68,7 +68,9 @@ def load(path: str | os.PathLike) -> Tokenizer:
       DataError: it is damaged, has no begin or end token, or does not give texts back unchanged.
     """
     if not os.path.isfile(path):
-        raise UsageError(f"there is no tokenizer at {os.fspath(path)!r}; give bpe, bytes or the path of a tokenizer.json")
+        raise UsageError(
+            f"there is no tokenizer at {os.fspath(path)!r}; give bpe, bytes or the path of a tokenizer.json"
+        )
     return from_json(pathlib.Path(path).read_text(encoding="utf-8"), os.fspath(path))
 
 
@@ -84,8 +86,8 @@ def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
     back = tokenizer.decode(tokenizer.encode(PROBE))
     if back != PROBE:
         raise DataError(
-            f"{name} turns {PROBE!r} into {back!r}: bits per byte needs a tokenizer that gives every text back "
-            "unchanged; choose a byte-level one, or data.tokenizer=bpe"
+            f"{name} turns {PROBE!r} into {back!r}: bits per byte needs a tokenizer that gives every text "
+            "back unchanged; choose a byte-level one, or data.tokenizer=bpe"
         )
     return tokenizer
 
@@ -99,14 +101,15 @@ def identity(choice: str, vocab: int) -> str:
     if choice in ("bpe", "bytes"):
         require(
             vocab >= MIN_VOCAB,
-            f"model.vocab={vocab} is too small for data.tokenizer={choice!r}: 256 bytes and {len(SPECIAL)} special "
-            f"tokens need {MIN_VOCAB}; raise model.vocab",
+            f"model.vocab={vocab} is too small for data.tokenizer={choice!r}: 256 bytes and {len(SPECIAL)} "
+            f"special tokens need {MIN_VOCAB}; raise model.vocab",
         )
         return f"{choice} {tokenizers.__version__}"
     used = load(choice).vocab
     require(
         used <= vocab,
-        f"model.vocab={vocab} is smaller than the {used} ids of data.tokenizer={choice!r}; set model.vocab={used}",
+        f"model.vocab={vocab} is smaller than the {used} ids of data.tokenizer={choice!r}; "
+        f"set model.vocab={used}",
     )
     return hashlib.sha256(pathlib.Path(choice).read_bytes()).hexdigest()
 
@@ -171,7 +174,7 @@ def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """`text` in parts of at most PIECE bytes, cut after a line break if there is one, else between characters."""
+    """`text` in parts of at most PIECE bytes, cut after line breaks if there are any, else between characters."""
     start = 0
     while len(text) - start > PIECE:
         end = text.rfind(b"\n", start, start + PIECE) + 1
