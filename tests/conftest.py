@@ -1,0 +1,49 @@
+"""The machine every test sees: eight CPU devices, and no implicit rank promotion."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+# All of this is read when jax is imported, which no test file does before this file.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        "--xla_force_host_platform_device_count=8",
+        # Eight device threads per test process are enough; each would also wake a pool of its own for a matmul.
+        "--xla_cpu_multi_thread_eigen=false",
+        # XLA kills a process whose devices do not meet within 40 s, which a busy machine can need.
+        "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=240",
+    )
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# `configs` and the doors lie beside the package; a checkout that is not installed has them here.
+sys.path.insert(0, str(ROOT))
+
+
+def _hypothesis_profile() -> None:
+    import hypothesis
+
+    quick = {"deadline": None, "max_examples": 25, "print_blob": True}
+    hypothesis.settings.register_profile("moejax", **quick)
+    hypothesis.settings.register_profile("ci", **quick, derandomize=True, database=None)
+    hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "moejax")
+
+
+_hypothesis_profile()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def subprocess_compile_cache(tmp_path_factory):
+    """Let the programs that tests start share their compilations.
+
+    One directory per test process, because jax writes entries without a lock. This process is not
+    affected: jax has read the variable already.
+    """
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compile_cache"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
