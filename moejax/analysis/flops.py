@@ -15,6 +15,7 @@ from moejax.analysis.hlo.arithmetic import matmul_flops, vector_flops
 from moejax.analysis.hlo.loops import trip_count
 from moejax.analysis.hlo.parse import Computation, Module, Op, parse
 from moejax.analysis.hlo.traffic import collective, memory_bytes
+from moejax.analysis.memory import compiled_memory
 
 Trips = int | Callable[[str], int] | None
 
@@ -56,8 +57,8 @@ class _Share:
 
     def times(self, n: int) -> "_Share":
         moved = self.collective and (self.collective[0], n * self.collective[1])
-        return dataclasses.replace(
-            self, flops=n * self.flops, matmul_flops=n * self.matmul_flops, bytes=n * self.bytes, collective=moved
+        return _Share(
+            self.op, n * self.flops, n * self.matmul_flops, n * self.bytes, moved, self.unknown_loop
         )
 
 
@@ -77,13 +78,12 @@ def count(compiled: Any, dynamic_trips: Trips = None) -> Cost:
     for share in shares:
         if share.collective:
             moved[share.collective[0]] += share.collective[1]
-    stats = None if isinstance(compiled, str) else compiled.memory_analysis()
     return Cost(
         flops=sum(share.flops for share in shares),
         matmul_flops=sum(share.matmul_flops for share in shares),
         bytes=sum(share.bytes for share in shares),
         collective_bytes=dict(moved),
-        peak_memory=stats and stats.peak_memory_in_bytes,
+        peak_memory=None if isinstance(compiled, str) else compiled_memory(compiled).peak,
         devices=module.devices,
         unknown_loops=tuple(share.op.op_name or share.op.name for share in shares if share.unknown_loop),
     )

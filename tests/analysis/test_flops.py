@@ -107,7 +107,8 @@ def test_remat_adds_exactly_one_forward_of_a_layer():
 
 def test_a_conditional_costs_its_dearest_branch():
     branches = [lambda x: x, lambda x: x @ x, lambda x: x @ x @ x]
-    program = compiled(lambda i, x: jax.lax.switch(i, branches, x), jax.ShapeDtypeStruct((), jnp.int32), zeros(32, 32))
+    which = jax.ShapeDtypeStruct((), jnp.int32)
+    program = compiled(lambda i, x: jax.lax.switch(i, branches, x), which, zeros(32, 32))
     assert count(program).matmul_flops == 2 * 2 * 32**3
 
 

@@ -4,16 +4,18 @@ A multiply-add is two; every other floating-point result is one, a transcendenta
 Integer and boolean arithmetic (indices, masks, loop counters) and data movement are none.
 """
 
+import dataclasses
 import math
 import re
 
 from moejax.analysis.hlo.parse import Computation, Module, Op
 
-ELEMENTWISE = frozenset(
-    "abs add atan2 cbrt ceil clamp cosine divide erf exponential exponential-minus-one floor log log-plus-one "
-    "logistic maximum minimum multiply negate power remainder round-nearest-afz round-nearest-even rsqrt sign "
-    "sine sqrt subtract tan tanh".split()
-)
+_ELEMENTWISE = """
+abs add atan2 cbrt ceil clamp cosine divide erf exponential exponential-minus-one floor log log-plus-one
+logistic maximum minimum multiply negate power remainder round-nearest-afz round-nearest-even rsqrt sign
+sine sqrt subtract tan tanh
+"""
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 _GEMM = re.compile(r'custom_call_target="[^"]*(?:matmul|gemm|ynn_dot)[^"]*"', re.IGNORECASE)
 
 
@@ -39,7 +41,7 @@ def vector_flops(op: Op, home: Computation, module: Module) -> int:
         taken = home.operands(op)[0].shapes[0].size
         return (taken - op.shapes[0].size) * _combiner(op, module)
     if op.opcode == "reduce-window":
-        window = math.prod(_window(op, "size", 0))
+        window = math.prod(window.size for window in _windows(op, len(op.shapes[0].dims)))
         return op.shapes[0].size * (window - 1) * _combiner(op, module)
     if op.opcode == "scatter":
         return home.operands(op)[-1].shapes[0].size * _combiner(op, module)
@@ -61,32 +63,45 @@ def _gemm(op: Op, home: Computation) -> int:
 
 
 def _convolution(op: Op, home: Computation) -> int:
-    """Multiply-adds that meet real input, so that padding and dilation (TPU's form of batched dots) are free."""
+    """Multiply-adds that meet real input: padding and dilation are free (TPU's batched dots have them)."""
     lhs, rhs = (x.shapes[0] for x in home.operands(op)[:2])
-    out = op.shapes[0]
-    lhs_labels, rhs_labels, out_labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attrs).groups()
-    spatial = [label for label in out_labels if label.isdigit()]
-    fields = [_window(op, name, len(spatial)) for name in ("size", "stride", "lhs_dilate", "rhs_dilate")]
-    pads = re.search(r"pad=([\dx_\-]+)", op.attrs)
-    pads = pads.group(1).split("x") if pads else ["0_0"] * len(spatial)
-    total = 2 * out.dims[out_labels.index("b")] * rhs.dims[rhs_labels.index("i")] * rhs.dims[rhs_labels.index("o")]
-    for i, label in enumerate(spatial):
-        positions = out.dims[out_labels.index(label)], lhs.dims[lhs_labels.index(label)]
-        total *= _hits(*positions, *(field[i] for field in fields), int(pads[i].split("_")[0]))
-    return total // _batch_groups(op)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attrs).groups()
+    lhs_dim, rhs_dim, out_dim = (
+        dict(zip(names, shape.dims, strict=True))
+        for names, shape in zip(labels, (lhs, rhs, op.shapes[0]), strict=True)
+    )
+    total = 2 * out_dim["b"] * rhs_dim["i"] * rhs_dim["o"]
+    spatial = [label for label in labels[2] if label.isdigit()]
+    for label, window in zip(sorted(spatial), _windows(op, len(spatial)), strict=True):
+        total *= window.hits(out_dim[label], lhs_dim[label])
+    return total
 
 
-def _hits(out: int, size_in: int, window: int, stride: int, dilate_in: int, dilate_window: int, pad: int) -> int:
-    """Pairs (output position, window position) of one dim that fall on an element of the input."""
-    starts = (o * stride - pad + w * dilate_window for o in range(out) for w in range(window))
-    return sum(at % dilate_in == 0 and 0 <= at // dilate_in < size_in for at in starts)
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """One spatial dim of a convolution or of a windowed reduction."""
+
+    size: int
+    stride: int
+    pad: int  # before the first element
+    lhs_dilate: int
+    rhs_dilate: int
+
+    def hits(self, outputs: int, inputs: int) -> int:
+        """Pairs (output position, window position) that fall on an element of the input."""
+        corners = range(-self.pad, -self.pad + outputs * self.stride, self.stride)
+        places = (corner + w * self.rhs_dilate for corner in corners for w in range(self.size))
+        return sum(at % self.lhs_dilate == 0 and 0 <= at // self.lhs_dilate < inputs for at in places)
 
 
-def _window(op: Op, field: str, rank: int) -> list[int]:
-    match = re.search(rf"window=\{{[^}}]*\b{field}=([\dx]+)", op.attrs)
-    return [int(n) for n in match.group(1).split("x")] if match else [1] * rank
-
-
-def _batch_groups(op: Op) -> int:
-    match = re.search(r"batch_group_count=(\d+)", op.attrs)
-    return int(match.group(1)) if match else 1
+def _windows(op: Op, rank: int) -> list[_Window]:
+    """The windows of `window={size=3x3 stride=1x2 pad=1_1x0_0}`; what is not printed is 1, padding 0."""
+    text = re.search(r"window=\{([^}]*)\}", op.attrs)
+    printed = dict(field.split("=") for field in text.group(1).split()) if text else {}
+    ones, zeros = "x".join("1" * rank), "x".join("0" * rank)
+    size, stride, lhs_dilate, rhs_dilate = (
+        [int(n) for n in printed.get(name, ones).split("x") if n]
+        for name in ("size", "stride", "lhs_dilate", "rhs_dilate")
+    )
+    pads = [int(pad.split("_")[0]) for pad in printed.get("pad", zeros).split("x") if pad]
+    return [_Window(*dims) for dims in zip(size, stride, pads, lhs_dilate, rhs_dilate, strict=True)]

@@ -8,7 +8,7 @@ _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 def trip_count(op: Op, home: Computation, module: Module) -> int | None:
-    """Iterations of a `while`: as XLA annotated it, else from a counter compared with a constant, else None."""
+    """Iterations of a `while`: as XLA annotated it, or from a counter below a constant; else None."""
     known = _KNOWN.search(op.attrs)
     if known:
         return int(known.group(1))

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator
 
-BITS = {"pred": 8, "token": 0, "opaque": 0}  # every other dtype carries its width in its name: f32, s4, f8e4m3fn
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # every other dtype is named by its width: f32, s4, f8e4m3fn
 
 _LEAF = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\]")
 _NAME = re.compile(r"%([\w.\-]+)")
@@ -36,7 +36,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        bits = BITS.get(self.dtype) if self.dtype in BITS else int(re.search(r"\d+", self.dtype).group())
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype).group())
         return -(-self.size * bits // 8)
 
     @property

@@ -15,11 +15,11 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-_NO_TRAFFIC = frozenset(
-    "parameter constant tuple get-tuple-element bitcast after-all opt-barrier add-dependency partition-id "
-    "replica-id while conditional call async-start async-update send recv "
-    "get-dimension-size".split()
-)
+_NO_TRAFFIC = """
+parameter constant tuple get-tuple-element bitcast after-all opt-barrier add-dependency partition-id
+replica-id get-dimension-size while conditional call async-start async-update send recv
+"""
+NO_TRAFFIC = frozenset(_NO_TRAFFIC.split())
 _VIEWS = frozenset(("bitcast", "reshape"))  # inside a fusion neither moves a byte
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 
@@ -38,16 +38,18 @@ def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     handed_in = sum(x.bytes for x in operands)
     if kind != "all-gather":
         return kind, handed_in
-    return kind, op.bytes - (handed_in if op.opcode.endswith("-start") else 0)  # a start also returns its input
+    returned = handed_in if op.opcode.endswith("-start") else 0  # a start returns its input as well
+    return kind, op.bytes - returned
 
 
 def memory_bytes(op: Op, home: Computation, module: Module) -> int:
-    """Bytes read plus bytes written by an operation outside of any fusion; 0 for one that only names or calls."""
-    if op.opcode in _NO_TRAFFIC or op.opcode.endswith("-done"):
+    """Bytes read plus written by an operation outside of any fusion; 0 for one that only names or calls."""
+    if op.opcode in NO_TRAFFIC or op.opcode.endswith("-done"):
         return 0
     if op.opcode == "fusion":
         inside = module.computations[op.called("calls")[0]]
-        read = sum(_read(inside.parameter(i), inside, module, x.bytes) for i, x in enumerate(home.operands(op)))
+        operands = enumerate(home.operands(op))
+        read = sum(_read(inside.parameter(i), inside, module, x.bytes) for i, x in operands)
         return read + _written(inside.root, inside, module)
     if op.opcode in _SLICES:
         return 2 * op.bytes + sum(x.bytes for x in home.operands(op)[1:])
@@ -88,7 +90,7 @@ def _touched(use: Op, position: int, inside: Computation, module: Module, whole:
 
 
 def _written(root: Op, inside: Computation, module: Module) -> int:
-    """Bytes a fusion writes: its result, or the updated part where the result is an operand updated in place."""
+    """Bytes a fusion writes: its result, or only the updated part of an operand that it updates in place."""
     if root.opcode == "tuple":
         return sum(_written(part, inside, module) for part in inside.operands(root))
     if root.opcode in _VIEWS:

@@ -21,7 +21,9 @@ def test_dot_with_two_contractions_and_a_batch_dim():
 
 
 @pytest.mark.parametrize("target", ["__onednn$matmul", "__cublas$gemm", "__cublas$lt$matmul"])
-@pytest.mark.parametrize(("a", "b", "out"), [("7,3", "3,5", "7,5"), ("3,7", "5,3", "7,5"), ("2,7,3", "2,3,5", "2,7,5")])
+@pytest.mark.parametrize(
+    ("a", "b", "out"), [("7,3", "3,5", "7,5"), ("3,7", "5,3", "7,5"), ("2,7,3", "2,3,5", "2,7,5")]
+)
 def test_matmul_library_calls_in_any_layout(target, a, b, out):
     text = entry(
         f"%a = f32[{a}] parameter(0)",
@@ -42,7 +44,7 @@ def test_plain_convolution_leaves_out_the_padding():
 
 
 def test_strided_and_dilated_convolution_against_a_count_by_hand():
-    """Input 1 0 1 0 1 (dilated from 3), window taps 0 and 2, stride 2, no padding: positions 0 and 2, both taps."""
+    """Inputs at 0, 2, 4; window taps 0 and 2; stride 2: both taps of both positions meet an input."""
     text = entry(
         "%a = f32[1,3,1] parameter(0)",
         "%b = f32[2,1,1] parameter(1)",
@@ -63,7 +65,7 @@ def test_tpu_writes_a_batched_dot_as_a_dilated_convolution():
     assert count(text).matmul_flops == 2 * 4 * 8 * 16 * 32
 
 
-def test_reduce_sorts_and_integers():
+def test_reductions_count_and_integers_do_not():
     add = "%add (x: f32[], y: f32[]) -> f32[] {\n%x = f32[] parameter(0)\n%y = f32[] parameter(1)\n"
     add += "ROOT %s = f32[] add(%x, %y)\n}\n"
     text = entry(

@@ -37,7 +37,9 @@ ENTRY %main (x: f32[10]) -> (s32[], f32[10]) {{
 """
 
 
-@pytest.mark.parametrize(("start", "stop", "step"), [(0, 5, 1), (2, 5, 1), (0, 5, 2), (-3, 3, 4), (5, 5, 1), (9, 5, 1)])
+@pytest.mark.parametrize(
+    ("start", "stop", "step"), [(0, 5, 1), (2, 5, 1), (0, 5, 2), (-3, 3, 4), (5, 5, 1), (9, 5, 1)]
+)
 def test_a_counter_against_a_constant(start, stop, step):
     cost = count(loop(start, stop, step))
     assert cost.flops == 10 * len(range(start, stop, step))

@@ -4,11 +4,11 @@ import pytest
 
 from moejax.analysis.hlo.parse import Shape, parse
 
-TPU = """HloModule jit_f, is_scheduled=true, entry_computation_layout={(bf16[8,128]{1,0})->bf16[8,128]{1,0}}, replica_count=2, num_partitions=4
+TPU = """HloModule jit_f, entry_computation_layout={()->s4[8]{0}}, replica_count=2, num_partitions=4
 
 %fused.1 (p.0: bf16[8,128]) -> bf16[8,128] {
   %p.0 = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} parameter(0)
-  ROOT %neg = bf16[8,128]{1,0:T(8,128)(2,1)} negate(%p.0), metadata={op_name="jit(f)/layer (a)/neg" stack_frame_id=1}
+  ROOT %neg = bf16[8,128]{1,0:T(8,128)(2,1)} negate(%p.0), metadata={op_name="f/layer (a)/neg"}
 }, execution_thread="main"
 
 ENTRY %main.2_spmd (x: bf16[8,128]) -> (bf16[8,128], (s4[3], pred[])) {
@@ -32,7 +32,7 @@ def test_tpu_text():
     assert fusion.called("calls") == ("fused.1",)
     inside = module.computations["fused.1"]
     assert inside.parameter(0).name == "p.0"
-    assert inside.root.op_name == "jit(f)/layer (a)/neg"
+    assert inside.root.op_name == "f/layer (a)/neg"
 
 
 def test_tuples_are_flattened_and_operands_may_carry_types():
@@ -43,7 +43,8 @@ def test_tuples_are_flattened_and_operands_may_carry_types():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"), [("f32", 40), ("bf16", 20), ("f8e4m3fn", 10), ("pred", 10), ("s4", 5), ("c64", 80), ("token", 0)]
+    ("dtype", "size"),
+    [("f32", 40), ("bf16", 20), ("f8e4m3fn", 10), ("pred", 10), ("s4", 5), ("c64", 80), ("token", 0)],
 )
 def test_bytes_of_ten_elements(dtype, size):
     assert Shape(dtype, (5, 2)).bytes == size
