@@ -34,41 +34,48 @@ def chunk_rows(num_rows: int, num_groups: int) -> tuple[int, ...]:
 
 
 def schedule(start_G, end_G, lengths: tuple[int, ...], num_rows: int):
-    """Cut groups into chunks and sort the chunks by length.
+    """Cut every group into one chunk of at most the longest length, and then full ones; sort chunks by length.
 
     Returns:
-      (group, first row, end row) of every chunk C, and where in that order the chunks of each length stop.
+      (group, first row, end row) of every chunk C, and where in that order the chunks of each length stop; the
+      full ones come last, after those that are their group's first.
     """
     step, longest = lengths[0], lengths[-1]
     num_groups = start_G.shape[0]
     chunks_G = -(-(end_G - start_G) // longest)
     stop_G = jnp.cumsum(chunks_G)
-    chunk_C = jnp.arange(num_groups + num_rows // longest)
+    chunk_C = jnp.arange(num_groups + num_rows // longest, dtype=jnp.int32)
     group_C = jnp.sum(stop_G[None, :] <= chunk_C[:, None], axis=1, dtype=jnp.int32)
     exists_C = group_C < num_groups
     group_C = jnp.minimum(group_C, num_groups - 1)
-    first_C = start_G[group_C] + (chunk_C - (stop_G - chunks_G)[group_C]) * longest
-    end_C = jnp.minimum(end_G[group_C], first_C + longest)
-    length_C = jnp.minimum(-(-(end_C - first_C) // step), len(lengths)) - 1
-    length_C = jnp.where(exists_C, length_C, len(lengths))
+    later_C = stop_G[group_C] - 1 - chunk_C  # chunks of the same group behind this one
+    end_C = end_G[group_C] - later_C * longest
+    first_C = jnp.maximum(end_C - longest, start_G[group_C])
+    length_C = -(-(end_C - first_C) // step) - 1
+    length_C = jnp.where(chunk_C > (stop_G - chunks_G)[group_C], len(lengths), length_C)
+    length_C = jnp.where(exists_C, length_C, len(lengths) + 1)
     order_C = jnp.argsort(length_C)
-    stop_L = jnp.sum(length_C[None, :] <= jnp.arange(len(lengths))[:, None], axis=1, dtype=jnp.int32)
+    stop_L = jnp.sum(length_C[None, :] <= jnp.arange(len(lengths) + 1)[:, None], axis=1, dtype=jnp.int32)
     return (group_C[order_C], first_C[order_C], end_C[order_C]), stop_L
 
 
 def for_each_chunk(update, out, num_rows: int, start_G, end_G):
-    """Fold `out = update(out, rows, group, at, inside)` over all chunks; `at` is where `rows` static rows begin."""
+    """Fold `out = update(out, group, at, inside, first)` over all chunks.
+
+    `at` is the row where as many static rows begin as `inside` has; `first` says (statically) that the chunk is
+    its group's first.
+    """
     lengths = chunk_rows(num_rows, start_G.shape[0])
     (group_C, first_C, end_C), stop_L = schedule(start_G, end_G, lengths, num_rows)
     carry = (jnp.zeros_like(stop_L[0]), out)
-    for i, rows in enumerate(lengths):
+    for i, rows in enumerate((*lengths, lengths[-1])):
 
-        def body(carry, rows=rows):
+        def body(carry, rows=rows, first=i < len(lengths)):
             chunk, out = carry
             at = jnp.minimum(first_C[chunk], num_rows - rows)
             row_R = at + jnp.arange(rows, dtype=at.dtype)
-            inside_R1 = ((row_R >= first_C[chunk]) & (row_R < end_C[chunk]))[:, None]
-            return chunk + 1, update(out, rows, group_C[chunk], at, inside_R1)
+            inside_R = (row_R >= first_C[chunk]) & (row_R < end_C[chunk])
+            return chunk + 1, update(out, group_C[chunk], at, inside_R[:, None], first)
 
         carry = lax.while_loop(lambda carry, i=i: carry[0] < stop_L[i], body, carry)
     return carry[1]
@@ -77,13 +84,13 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
 def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
     """See `reference.matmul`."""
     num_rows = lhs_MK.shape[0]
-    accum = lhs_MK.dtype if lhs_MK.dtype == jnp.float64 else jnp.float32
 
-    def update(out_MN, rows, group, at, inside_R1):
-        lhs_RK = lax.dynamic_slice_in_dim(lhs_MK, at, rows)
+    def update(out_MN, group, at, inside_R1, first):
+        del first  # every row is written once
+        lhs_RK = lax.dynamic_slice_in_dim(lhs_MK, at, len(inside_R1))
         rhs_KN = lax.dynamic_index_in_dim(rhs_GKN, group, keepdims=False)
-        product_RN = jnp.matmul(lhs_RK, rhs_KN, preferred_element_type=accum).astype(dtype)
-        before_RN = lax.dynamic_slice_in_dim(out_MN, at, rows)
+        product_RN = jnp.matmul(lhs_RK, rhs_KN, preferred_element_type=_accumulator(lhs_MK)).astype(dtype)
+        before_RN = lax.dynamic_slice_in_dim(out_MN, at, len(inside_R1))
         return lax.dynamic_update_slice_in_dim(out_MN, jnp.where(inside_R1, product_RN, before_RN), at, 0)
 
     out_MN = vary(jnp.zeros((num_rows, rhs_GKN.shape[2]), dtype), varying_axes(lhs_MK))
@@ -93,15 +100,20 @@ def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     """See `reference.outer`."""
     num_rows, num_groups = lhs_MK.shape[0], start_G.shape[0]
-    accum = lhs_MK.dtype if lhs_MK.dtype == jnp.float64 else jnp.float32
+    accum = _accumulator(lhs_MK)
 
-    def update(out_GKN, rows, group, at, inside_R1):
-        lhs_RK = jnp.where(inside_R1, lax.dynamic_slice_in_dim(lhs_MK, at, rows), 0)
-        rhs_RN = jnp.where(inside_R1, lax.dynamic_slice_in_dim(rhs_MN, at, rows), 0)
+    def update(out_GKN, group, at, inside_R1, first):
+        lhs_RK = jnp.where(inside_R1, lax.dynamic_slice_in_dim(lhs_MK, at, len(inside_R1)), 0)
+        rhs_RN = jnp.where(inside_R1, lax.dynamic_slice_in_dim(rhs_MN, at, len(inside_R1)), 0)
         product_KN = jnp.matmul(lhs_RK.T, rhs_RN, preferred_element_type=accum)
-        before_KN = lax.dynamic_index_in_dim(out_GKN, group, keepdims=False)
-        return lax.dynamic_update_index_in_dim(out_GKN, before_KN + product_KN, group, 0)
+        if not first:
+            product_KN += lax.dynamic_index_in_dim(out_GKN, group, keepdims=False)
+        return lax.dynamic_update_index_in_dim(out_GKN, product_KN, group, 0)
 
     shape = (num_groups, lhs_MK.shape[1], rhs_MN.shape[1])
     out_GKN = vary(jnp.zeros(shape, accum), varying_axes(lhs_MK))
     return for_each_chunk(update, out_GKN, num_rows, start_G, end_G).astype(dtype)
+
+
+def _accumulator(x):
+    return jnp.promote_types(x.dtype, jnp.float32)
