@@ -47,7 +47,7 @@ class Watchdog:
         while not self._ended.wait(pause):
             now = time.monotonic()
             if now - woken > pause + self._seconds / 2:
-                self.beat()  # this thread slept as well: the process was stopped, and is none the worse for it
+                self.beat()  # this thread slept too: the process was stopped, and goes on
             elif now - self._last_beat > self._seconds:
                 self._bite(now - self._last_beat)
             woken = now
