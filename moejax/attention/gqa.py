@@ -1,0 +1,94 @@
+"""Grouped-query attention.
+
+GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints (Ainslie et al. 2023,
+arXiv 2305.13245). H query heads share G key/value heads; rotary positions; causal within a segment, with an
+optional sliding window.
+
+Differs from the paper: nothing.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from moejax import sharding, weights
+from moejax.config import require
+from moejax.ops.attention import mix
+from moejax.ops.rope import rotate
+from moejax.seams import MaskRule, Mixing
+from moejax.specs import Constant, Normal, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Gqa:
+    num_heads: int  # H
+    num_kv_heads: int  # G
+    head_width: int  # A
+    rope_theta: float = 10_000.0
+    window: int | None = None  # keys a query looks back over, itself included; None = all
+
+    def __post_init__(self):
+        H, G, A = self.num_heads, self.num_kv_heads, self.head_width
+        require(
+            G >= 1 and H % G == 0,
+            f"attn.num_heads={H} must be a multiple of attn.num_kv_heads={G}; choose kv heads that divide the heads",
+        )
+        require(A % 2 == 0, f"attn.head_width={A} must be even, because rotary positions turn pairs")
+        require(self.window is None or self.window >= 1, f"attn.window={self.window} must be at least 1, or None")
+
+    def check_mesh(self, mesh) -> None:
+        """Refuse a mesh that cannot split the heads."""
+        require(
+            self.num_kv_heads % mesh.tensor == 0,
+            f"attn.num_kv_heads={self.num_kv_heads} is not divisible by mesh.tensor={mesh.tensor}; "
+            "choose a tensor axis that divides the kv heads",
+        )
+
+    def specs(self, m):
+        D, H, G, A = m.width, self.num_heads, self.num_kv_heads, self.head_width
+        return {
+            "q": Spec((D, H, A), ("embed", "heads", None), Normal(D**-0.5), m.param_dtype),
+            "k": Spec((D, G, A), ("embed", "kv_heads", None), Normal(D**-0.5), m.param_dtype),
+            "v": Spec((D, G, A), ("embed", "kv_heads", None), Normal(D**-0.5), m.param_dtype),
+            # Each block adds twice to the residual stream; the smaller start keeps its variance flat in depth.
+            "o": Spec((H, A, D), ("heads", None, "embed"), Normal((2 * m.num_layers * H * A) ** -0.5), m.param_dtype),
+        }
+
+    def cache(self, m, num_slots: int, length: int):
+        shape = (num_slots, length, self.num_kv_heads, self.head_width)
+        empty = Spec(shape, ("batch", None, "kv_heads", None), Constant(0.0), m.dtype)
+        return {"k": empty, "v": empty}
+
+    def apply(self, p, x_BTD, batch, memory):
+        q_BTHA = rotate(weights.einsum("BTD,DHA->BTHA", x_BTD, p["q"]), batch.pos_BT, self.rope_theta)
+        k_BTGA = rotate(weights.einsum("BTD,DGA->BTGA", x_BTD, p["k"]), batch.pos_BT, self.rope_theta)
+        v_BTGA = weights.einsum("BTD,DGA->BTGA", x_BTD, p["v"])
+        if "attn" in memory.cache:
+            k_BSGA, v_BSGA, rule, memory = self._remember(k_BTGA, v_BTGA, batch, memory)
+        else:
+            k_BSGA, v_BSGA = k_BTGA, v_BTGA
+            rule = MaskRule(batch.pos_BT, batch.seg_BT, batch.pos_BT, batch.seg_BT, batch.valid_BT, self.window)
+        o_BTHA = mix(q_BTHA, k_BSGA, v_BSGA, rule)
+        return weights.einsum("BTHA,HAD->BTD", o_BTHA, p["o"]), Mixing(q_BTHA, k_BSGA, rule), memory
+
+    def _remember(self, k_BTGA, v_BTGA, batch, memory):
+        """Write the new keys and values at their positions; attend over the whole slot.
+
+        A slot holds one document, written from position 0 without gaps, so "not later than the query" also
+        means "written". Absent tokens are sent to position S, which is dropped.
+        """
+        cache = memory.cache["attn"]
+        B, S = cache["k"].shape[:2]
+        to_BT = jnp.where(batch.valid_BT, batch.pos_BT, S)
+        row_B1 = jnp.arange(B, dtype=to_BT.dtype)[:, None]
+        where = sharding.out("BSGA")
+
+        def write(old_BSGA, new_BTGA):
+            return old_BSGA.at[row_B1, to_BT].set(new_BTGA, mode="drop", out_sharding=where)
+
+        cache = {"k": write(cache["k"], k_BTGA), "v": write(cache["v"], v_BTGA)}
+        pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=to_BT.dtype), (B, S))
+        seg_BS = jnp.broadcast_to(batch.seg_BT[:, :1], (B, S))
+        rule = MaskRule(batch.pos_BT, batch.seg_BT, pos_BS, seg_BS, jnp.ones((B, S), bool), self.window)
+        memory = memory.replace(cache={**memory.cache, "attn": cache})
+        return cache["k"], cache["v"], rule, memory

@@ -1,0 +1,1 @@
+"""Ways of bringing rows to experts and back, behind `moejax.seams.Dispatch`."""

@@ -1,0 +1,1 @@
+"""Position-wise layers behind `moejax.seams.Ffn`."""

@@ -1,0 +1,44 @@
+"""Dense SwiGLU feed-forward layer.
+
+GLU Variants Improve Transformer (Shazeer 2020, arXiv 2002.05202): y = (silu(x W_gate) * (x W_up)) W_down.
+
+Differs from the paper: nothing.
+"""
+
+import dataclasses
+
+import jax
+
+from moejax import weights
+from moejax.config import require
+from moejax.specs import Normal, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    hidden: int  # F
+
+    def __post_init__(self):
+        require(self.hidden >= 1, f"ffn.hidden={self.hidden} must be at least 1")
+
+    def check_mesh(self, mesh) -> None:
+        """Refuse a mesh that cannot split the hidden dim."""
+        require(
+            self.hidden % mesh.tensor == 0,
+            f"ffn.hidden={self.hidden} is not divisible by mesh.tensor={mesh.tensor}; "
+            "choose a tensor axis that divides the hidden width",
+        )
+
+    def specs(self, m):
+        D, F = m.width, self.hidden
+        return {
+            "gate": Spec((D, F), ("embed", "ffn"), Normal(D**-0.5), m.param_dtype),
+            "up": Spec((D, F), ("embed", "ffn"), Normal(D**-0.5), m.param_dtype),
+            "down": Spec((F, D), ("ffn", "embed"), Normal((2 * m.num_layers * F) ** -0.5), m.param_dtype),
+        }
+
+    def apply(self, p, i):
+        gate_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["gate"])
+        up_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["up"])
+        y_BTD = weights.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down"])
+        return y_BTD, None, i.memory

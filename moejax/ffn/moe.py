@@ -1,0 +1,82 @@
+"""Sparse mixture of experts: score, adjust, select, dispatch.
+
+Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer (Shazeer et al. 2017,
+arXiv 1701.06538): y = sum_k gate_k expert_k(x) over the few experts that a router selects.
+
+Differs from the paper: the router is a Scorer times a Selector, both strategies; experts are SwiGLU.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from moejax.config import require
+from moejax.ops.experts import gated_experts
+from moejax.seams import Routing
+from moejax.specs import Normal, Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Moe:
+    num_experts: int  # E
+    hidden: int  # F, of one expert
+    scorer: Any  # Scorer
+    selector: Any  # Selector
+    dispatch: Any  # Dispatch
+
+    def __post_init__(self):
+        E, K = self.num_experts, self.selector.num_slots
+        require(E >= 1, f"ffn.num_experts={E} must be at least 1")
+        require(
+            1 <= K <= E,
+            f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; choose 1 <= k <= {E}",
+        )
+
+    def check_mesh(self, mesh) -> None:
+        """Refuse a mesh that cannot split the experts."""
+        require(
+            self.num_experts % mesh.expert == 0,
+            f"ffn.num_experts={self.num_experts} is not divisible by mesh.expert={mesh.expert}; "
+            "choose a mesh whose expert axis divides the experts",
+        )
+        require(
+            self.hidden % mesh.tensor == 0,
+            f"ffn.hidden={self.hidden} is not divisible by mesh.tensor={mesh.tensor}; "
+            "choose a tensor axis that divides the expert width",
+        )
+
+    def specs(self, m):
+        E, D, F = self.num_experts, m.width, self.hidden
+
+        def bank(shape, dims, std):
+            return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used=self.selector.num_slots / E)
+
+        return {
+            "score": self.scorer.specs(m, E),
+            "select": self.selector.specs(m, E),
+            "experts": {
+                "gate": bank((D, F), ("embed", "ffn"), D**-0.5),
+                "up": bank((D, F), ("embed", "ffn"), D**-0.5),
+                "down": bank((F, D), ("ffn", "embed"), (2 * m.num_layers * F) ** -0.5),
+            },
+        }
+
+    def apply(self, p, i):
+        logit_BTE, score_BTE, memory = self.scorer.score(p["score"], i)
+        score_BTE, choice_BTE = adjust(score_BTE, i.side)
+        expert_BTK, gate_BTK, extra = self.selector.select(
+            p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
+        )
+        y_BTD, kept_BTK = self.dispatch(gated_experts, p["experts"], i.x_BTD, expert_BTK, gate_BTK)
+        return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory
+
+
+def adjust(score_BTE, side):
+    """What the caller adds, once for every router: (scores, what the choice is made by)."""
+    if side.bias_BE is not None:
+        score_BTE = score_BTE + side.bias_BE[:, None]
+    choice_BTE = score_BTE if side.prefer_BE is None else score_BTE + side.prefer_BE[:, None]
+    if side.allow_BE is not None:
+        choice_BTE = jnp.where(side.allow_BE[:, None], choice_BTE, -jnp.inf)
+    return score_BTE, choice_BTE

@@ -1,0 +1,1 @@
+"""Terms of the objective: each file is one published loss behind `moejax.seams.Loss`."""

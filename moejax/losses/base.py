@@ -1,0 +1,27 @@
+"""What most losses do with the parts of the Loss protocol that they do not need."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss without state, probes or influence on routing; subclasses fill in what they have."""
+
+    weight: float = 1.0
+
+    def init(self, m):
+        return {}
+
+    def probe(self, out, batch):
+        return {}
+
+    def side(self, state):
+        return None
+
+
+def mean_over_layers(probes, value):
+    """Mean over all MoE layers of `value(seen)`, where `seen` is one block's probe with leading layer dim."""
+    per_layer = [value(seen) for group in probes for seen in group if seen]
+    return jnp.mean(jnp.concatenate(per_layer)) if per_layer else jnp.zeros(())

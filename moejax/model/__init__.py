@@ -1,0 +1,1 @@
+"""The decoder as pure functions: block, stack, forward."""

@@ -1,0 +1,70 @@
+"""The whole decoder: embed, stack, unembed."""
+
+import jax.numpy as jnp
+
+from moejax import sharding, weights
+from moejax import specs as sp
+from moejax.model import stack
+from moejax.ops.norm import rms_norm
+from moejax.seams import Context, Output, Side
+from moejax.specs import Constant, Normal, Spec
+
+
+def specs(m):
+    """Parameters of the model `m`."""
+    V, D = m.vocab, m.width
+    tree = {
+        "embed": Spec((V, D), ("vocab", "embed"), Normal(D**-0.5), m.param_dtype),
+        "norm": Spec((D,), (None,), Constant(1.0), m.param_dtype),
+        **stack.specs(m),
+    }
+    if not m.tied:
+        tree["unembed"] = Spec((V, D), ("vocab", "embed"), Normal(D**-0.5), m.param_dtype)
+    return tree
+
+
+def init(key, m):
+    """Fresh parameters of the model `m`; with a mesh, placed by its rules."""
+    return sp.init(key, specs(m))
+
+
+def init_cache(m, num_slots: int, length: int):
+    """An empty cache for `num_slots` sequences of up to `length` positions."""
+    return sp.tree_map(lambda spec: jnp.zeros(spec.shape, spec.dtype), stack.cache_specs(m, num_slots, length))
+
+
+def embed(params, m, token_BT):
+    """Rows of the embedding table, scaled to unit variance."""
+    table_VD = sharding.whole(params["embed"])
+    h_BTD = table_VD.at[token_BT].get(out_sharding=sharding.out("BTD"))
+    return (h_BTD * m.width**0.5).astype(m.dtype)
+
+
+def unembed(params, m, hidden_BTD):
+    """Logits in at least f32."""
+    hidden_BTD = hidden_BTD.astype(m.dtype)
+    logits_BTV = weights.einsum("BTD,VD->BTV", hidden_BTD, params["embed" if m.tied else "unembed"])
+    return logits_BTV.astype(jnp.promote_types(m.dtype, jnp.float32))
+
+
+def forward(params, m, batch, *, cache=None, sides=None, key=None, probe=None) -> Output:
+    """Run the decoder.
+
+    Args:
+      params: as `specs(m)` declares.
+      batch: Batch; with a cache, row b continues slot b at positions `pos_BT`.
+      cache: from `init_cache`, or None to attend within the batch.
+      sides: per group, per block: Side with leading layer dim; None adds nothing.
+      key: for routers with noise; None = deterministic.
+      probe: (BlockOut, Batch) -> small tree, stacked over layers in `Output.probes`.
+    """
+    sides = stack.no_side(m) if sides is None else sides
+    probe = _see_nothing if probe is None else probe
+    h_BTD = embed(params, m, batch.token_BT)
+    h_BTD, cache, probes = stack.apply(params, m, h_BTD, Context(batch, Side(), key), sides, cache, probe)
+    hidden_BTD = rms_norm(h_BTD, params["norm"], m.norm_eps)
+    return Output(hidden_BTD, unembed(params, m, hidden_BTD), cache, probes)
+
+
+def _see_nothing(out, batch):
+    return {}

@@ -1,0 +1,87 @@
+"""All blocks of a model: groups of blocks, each group scanned over its layers."""
+
+import jax
+import jax.numpy as jnp
+
+from moejax import specs as sp
+from moejax.model import block as one_block
+from moejax.seams import Context, Memory, Side
+
+
+def specs(m):
+    """Parameters of every group; leaves have a leading layer dim."""
+    return {
+        f"group{g}": {
+            f"block{b}": sp.tree_map(lambda spec, n=group.repeat: spec.stacked(n), one_block.specs(m, block))
+            for b, block in enumerate(group.blocks)
+        }
+        for g, group in enumerate(m.groups)
+    }
+
+
+def cache_specs(m, num_slots: int, length: int):
+    """What every layer keeps between calls, for `num_slots` sequences of up to `length` positions."""
+    return tuple(
+        tuple(
+            sp.tree_map(
+                lambda spec, n=group.repeat: spec.stacked(n), {"attn": block.attn.cache(m, num_slots, length)}
+            )
+            for block in group.blocks
+        )
+        for group in m.groups
+    )
+
+
+def no_side(m):
+    """Nothing added to any layer's routing."""
+    return tuple(tuple(Side() for _ in group.blocks) for group in m.groups)
+
+
+def apply(params, m, h_BTD, ctx: Context, sides, cache, probe):
+    """(h_BTD, cache, probes): every token through every layer.
+
+    Args:
+      sides: per group, per block: Side with leading layer dim.
+      cache: as `cache_specs` declares, or None.
+      probe: (BlockOut, Batch) -> tree; its results come back stacked over layers, per group and block.
+    """
+    new_cache, probes = [], []
+    first = 0
+    for g, group in enumerate(m.groups):
+        xs = (params[f"group{g}"], sides[g], None if cache is None else cache[g], jnp.arange(group.repeat) + first)
+        step = _remat(m, lambda carry, x, group=group: _layer(carry, x, ctx, m, group, probe))
+        h_BTD, (cache_g, probes_g) = (jax.lax.scan if m.scan else _unrolled)(step, h_BTD, xs)
+        new_cache.append(cache_g)
+        probes.append(probes_g)
+        first += group.repeat
+    return h_BTD, None if cache is None else tuple(new_cache), tuple(probes)
+
+
+def _layer(h_BTD, x, ctx, m, group, probe):
+    p, sides, caches, visit = x
+    new_cache, probes = [], []
+    for b, block in enumerate(group.blocks):
+        key = None if ctx.key is None else jax.random.fold_in(jax.random.fold_in(ctx.key, visit), b)
+        memory = Memory(carry={}, cache={} if caches is None else caches[b])
+        block_ctx = ctx.replace(side=sides[b], key=key)
+        with jax.named_scope(f"block{b}"):
+            h_BTD, memory, out = one_block.apply(p[f"block{b}"], h_BTD, memory, block_ctx, m, block)
+        new_cache.append(memory.cache)
+        probes.append(probe(out, ctx.batch))
+    return h_BTD, (None if caches is None else tuple(new_cache), tuple(probes))
+
+
+def _remat(m, step):
+    if m.remat == "none":
+        return step
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if m.remat == "dots" else None
+    return jax.checkpoint(step, policy=policy, prevent_cse=not m.scan)
+
+
+def _unrolled(step, h_BTD, xs):
+    """`lax.scan` as a Python loop: the same meaning, one copy of the program per layer."""
+    ys = []
+    for layer in range(len(jax.tree.leaves(xs)[0])):
+        h_BTD, y = step(h_BTD, jax.tree.map(lambda x, layer=layer: x[layer], xs))
+        ys.append(y)
+    return h_BTD, jax.tree.map(lambda *leaf: jnp.stack(leaf), *ys)

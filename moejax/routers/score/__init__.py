@@ -1,0 +1,1 @@
+"""Scorers: one published way of scoring experts per file."""

@@ -1,0 +1,1 @@
+"""Selectors: one published way of choosing experts per file."""

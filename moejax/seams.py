@@ -1,0 +1,180 @@
+"""Every record that passes between parts, and every protocol that a technique can implement.
+
+Read this file first. A technique is a frozen dataclass that implements one protocol; the recipe that
+wants it holds it in its config; nothing else in the package knows its name. Arrays follow the letters of
+`moejax.dims`. Expert index E (one past the last) means "nowhere": padding, dropped and unused slots are
+all empty slots with gate 0.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+
+Array = jax.Array
+Tree = Any  # nested dicts of arrays (or of Specs)
+
+
+@struct.dataclass
+class Batch:
+    """Rows of packed text. Segment 0 is padding; targets are already shifted."""
+
+    token_BT: Array  # i32
+    pos_BT: Array  # i32, from 0 in every segment
+    seg_BT: Array  # i32, equal within one document
+    valid_BT: Array  # bool; absent tokens are not attended, not routed, not cached
+    target_BT: Array | None = None  # i32
+    weight_BT: Array | None = None  # f32, of each target in the loss; 0 on padding
+    extra: dict[str, Array] = struct.field(default_factory=dict)  # leading dim B
+
+
+@struct.dataclass
+class MaskRule:
+    """Which key a query may see: valid, same segment, not later, not beyond the window."""
+
+    q_pos_BT: Array
+    q_seg_BT: Array
+    k_pos_BS: Array
+    k_seg_BS: Array
+    k_valid_BS: Array
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+
+@struct.dataclass
+class Mixing:
+    """The attention map of a block, unevaluated: `ops.attention.mix` applies it to other values."""
+
+    q_BTHA: Array
+    k_BSGA: Array
+    rule: MaskRule
+
+
+@struct.dataclass
+class Side:
+    """What a caller adds to one layer's routing; every array broadcasts against [B, E]."""
+
+    bias_BE: Array | None = None  # added to the scores
+    prefer_BE: Array | None = None  # added to the choice only, never to the gates
+    allow_BE: Array | None = None  # bool; disallowed experts are never chosen
+
+
+@struct.dataclass
+class Memory:
+    """What a block remembers: `carry` from the layer below, `cache` from earlier positions."""
+
+    carry: Tree
+    cache: Tree
+
+
+@struct.dataclass
+class Context:
+    """What is the same for every block of a forward pass, and this layer's share of it."""
+
+    batch: Batch
+    side: Side
+    key: Array | None  # None = deterministic
+
+
+@struct.dataclass
+class RouteIn:
+    """All that a router may look at. Unread fields cost nothing: the compiler drops them."""
+
+    h_BTD: Array  # residual stream at the block's start
+    pre_BTD: Array  # normed input of attention
+    x_BTD: Array  # normed input of the ffn
+    mixing: Mixing
+    batch: Batch
+    side: Side
+    memory: Memory
+    key: Array | None
+
+
+@struct.dataclass
+class Routing:
+    """One layer's decision. E in `expert_BTK` is an empty slot."""
+
+    expert_BTK: Array
+    gate_BTK: Array
+    kept_BTK: Array  # bool; chosen and really computed
+    score_BTE: Array  # affinities after the scorer's activation
+    logit_BTE: Array  # before it
+    extra: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class BlockOut:
+    """What a probe may look at after a block."""
+
+    h_BTD: Array
+    mixing: Mixing
+    routing: Routing | None  # None after a dense ffn
+
+
+@struct.dataclass
+class Output:
+    """Result of a forward pass; `logits_BTV` is free when nobody reads it under jit."""
+
+    hidden_BTD: Array
+    logits_BTV: Array
+    cache: Tree
+    probes: tuple  # per group, per block position: what the probe returned, leading dim = repeat
+
+
+class Attention(Protocol):
+    """Mixes positions. `moejax.attention`."""
+
+    def specs(self, m) -> Tree: ...
+    def cache(self, m, num_slots: int, length: int) -> Tree: ...
+    def apply(self, p, x_BTD, batch: Batch, memory: Memory) -> tuple[Array, Mixing, Memory]: ...
+
+
+class Ffn(Protocol):
+    """Maps each position. `moejax.ffn`."""
+
+    def specs(self, m) -> Tree: ...
+    def apply(self, p, i: RouteIn) -> tuple[Array, Routing | None, Memory]: ...
+
+
+class Scorer(Protocol):
+    """How much each expert is wanted. `reads` names the fields of RouteIn that may matter."""
+
+    reads: frozenset[str]
+
+    def specs(self, m, num_experts: int) -> Tree: ...
+    def score(self, p, i: RouteIn) -> tuple[Array, Array, Memory]: ...  # logit_BTE, score_BTE, memory
+
+
+class Selector(Protocol):
+    """Who gets in, with what gate. `causal`: a token's slots never depend on later tokens."""
+
+    causal: bool
+    num_slots: int  # K
+
+    def specs(self, m, num_experts: int) -> Tree: ...
+    def select(self, p, score_BTE, choice_BTE, valid_BT, key) -> tuple[Array, Array, dict[str, Array]]: ...
+
+
+ExpertFn = Callable[[Tree, Array, Array], Array]  # (p, rows_RD sorted by expert, size_E) -> rows_RD
+
+
+class Dispatch(Protocol):
+    """Moves rows to experts and back; it calls the experts, so overlap and transport stay inside."""
+
+    def __call__(self, expert_fn: ExpertFn, p, x_BTD, expert_BTK, gate_BTK) -> tuple[Array, Array]: ...
+
+
+class Loss(Protocol):
+    """A term of the objective as three pure functions.
+
+    `probe` runs inside a block; `stats` turns what it saw into sums over the tokens of one micro-batch (a tree
+    of floats); `total` is a function of those sums over the whole batch, so accumulation cannot change it.
+    """
+
+    weight: float
+
+    def init(self, m) -> Tree: ...
+    def probe(self, out: BlockOut, batch: Batch) -> Tree: ...
+    def stats(self, params, m, probes: tuple, output: Output, batch: Batch) -> Tree: ...
+    def total(self, stats: Tree, state: Tree) -> tuple[Array, Tree, dict[str, Array]]: ...
+    def side(self, state: Tree) -> tuple | None: ...  # per group, per position: Side with leading repeat

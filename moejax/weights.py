@@ -1,0 +1,21 @@
+"""The two verbs through which a layer touches a weight.
+
+Layers never call `jnp.einsum` on a parameter: here the stored layout becomes the used one and the
+parameter takes the activations' dtype, at one visible line.
+"""
+
+import jax.numpy as jnp
+
+from moejax import sharding
+from pallas_kernels import grouped_matmul
+
+
+def einsum(eq: str, x, w):
+    """`jnp.einsum(eq, x, w)` with a stored parameter `w`; letters as in `moejax.dims` decide the layout."""
+    out_sharding = sharding.out(eq.split("->")[1])
+    return jnp.einsum(eq, x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
+
+
+def grouped(rows_RD, w_EDF, size_E):
+    """Each group of rows times its expert's matrix; rows past the last group come out zero."""
+    return grouped_matmul(rows_RD, w_EDF.astype(rows_RD.dtype), size_E)
