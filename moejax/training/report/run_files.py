@@ -1,0 +1,146 @@
+"""Reads the files of a run directory; what is missing or broken becomes a sentence instead of an error."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from moejax.training import metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """What was found in a run directory; absent files are empty values."""
+
+    name: str
+    records: list[dict[str, Any]]  # metrics.jsonl
+    config: dict[str, Any]  # config.json
+    data: dict[str, Any]  # data.json
+    baselines: dict[str, float]  # bits per byte per compressor, from baselines.json
+    samples: list[dict[str, Any]]  # samples.jsonl: step, prompt, text
+    routing: dict[str, np.ndarray]  # routing.npz
+    problems: dict[str, str]  # file name -> why it gave nothing, in words
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [S] and values [S, ...] of a metric."""
+        return metrics.series(self.records, name)
+
+    def last(self, name: str) -> float | None:
+        """The last finite value of a scalar metric."""
+        _, value_S = self.series(name)
+        finite_S = value_S[np.isfinite(value_S)] if value_S.ndim == 1 else value_S[:0]
+        return float(finite_S[-1]) if finite_S.size else None
+
+    @property
+    def last_step(self) -> int:
+        """The step of the latest record."""
+        return max((record["step"] for record in self.records), default=0)
+
+    def setting(self, name: str) -> Any:
+        """A setting by its dotted name, such as `train.steps`, or None."""
+        return flatten(config_tree(self.config)).get(name)
+
+    def loads(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [S] and shares of the tokens [S, L, E], from routing.npz or else from the metrics."""
+        if {"load_SLE", "step_S"} <= self.routing.keys():
+            step_S, load_SLE = self.routing["step_S"], self.routing["load_SLE"]
+            if load_SLE.ndim == 3 and step_S.shape == load_SLE.shape[:1]:
+                return step_S, load_SLE
+        found = [r for r in self.records if np.ndim(r.get("router/load_LE")) == 2]
+        shapes = {np.shape(r["router/load_LE"]) for r in found}
+        if len(shapes) != 1:
+            return np.zeros(0, int), np.zeros((0, 0, 0))
+        return metrics.series(found, "router/load_LE")
+
+
+def config_tree(config: dict[str, Any]) -> dict[str, Any]:
+    """The nested settings of a config.json, which may carry them under a key beside `sources`."""
+    for key in ("config", "values", "run"):
+        if "sources" in config and isinstance(config.get(key), dict):
+            return config[key]
+    return {key: value for key, value in config.items() if key != "sources"}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names to leaves: `{"a": {"b": [1]}}` becomes `{"a.b[0]": 1}`; empty containers are leaves."""
+    if isinstance(tree, dict) and tree:
+        parts = [(f"{prefix}.{key}" if prefix else str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list) and tree and any(isinstance(item, dict | list) for item in tree):
+        parts = [(f"{prefix}[{index}]", value) for index, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    return {name: leaf for key, value in parts for name, leaf in flatten(value, key).items()}
+
+
+def read(run_dir: str | os.PathLike) -> RunFiles:
+    """Everything a report is drawn from."""
+    run_dir = pathlib.Path(run_dir)
+    problems: dict[str, str] = {}
+    config = _json(run_dir / "config.json", problems)
+    baselines = _json(run_dir / "baselines.json", problems).get("bits_per_byte", {})
+    name = config_tree(config).get("name")
+    return RunFiles(
+        name=name if isinstance(name, str) and name else run_dir.resolve().name,
+        records=_records(run_dir, problems),
+        config=config,
+        data=_json(run_dir / "data.json", problems),
+        baselines={key: bits for key, bits in baselines.items() if isinstance(bits, int | float)},
+        samples=_samples(run_dir / "samples.jsonl", problems),
+        routing=_arrays(run_dir / "routing.npz", problems),
+        problems=problems,
+    )
+
+
+def _records(run_dir: pathlib.Path, problems: dict[str, str]) -> list[dict[str, Any]]:
+    records = metrics.read(run_dir)
+    if not records:
+        problems[metrics.METRICS_FILE] = f"{metrics.METRICS_FILE} is missing or holds no whole record."
+    return records
+
+
+def _json(path: pathlib.Path, problems: dict[str, str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except FileNotFoundError:
+        problems[path.name] = f"The run directory has no {path.name}."
+        return {}
+    except (OSError, ValueError) as error:
+        problems[path.name] = f"{path.name} cannot be read ({error})."
+        return {}
+    if not isinstance(found, dict):
+        problems[path.name] = f"{path.name} holds a {type(found).__name__} where an object was expected."
+        return {}
+    return found
+
+
+def _samples(path: pathlib.Path, problems: dict[str, str]) -> list[dict[str, Any]]:
+    if not path.is_file():
+        problems[path.name] = f"The run directory has no {path.name}: no text was sampled."
+        return []
+    samples = []
+    for line in path.read_text(errors="replace").split("\n"):
+        try:
+            sample = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(sample, dict):
+            samples.append(sample)
+    if not samples:
+        problems[path.name] = f"{path.name} holds no whole sample."
+    return samples
+
+
+def _arrays(path: pathlib.Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        problems[path.name] = f"The run directory has no {path.name}."
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        problems[path.name] = f"{path.name} cannot be read ({error})."
+        return {}

@@ -1,0 +1,268 @@
+"""The report draws what a run wrote, escapes what it must, loads nothing, and bears any missing file."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moejax.training import report
+from moejax.training.metrics import MetricsWriter
+from moejax.training.report import heat_map, numbers, run_files
+from moejax.training.report.line_chart import Line, Mark, chart
+
+EVIL = (
+    "</pre></title><script>alert('owned')</script><img src=//evil.example/x onerror='alert(1)'>&amp;\" ' \x00"
+)
+VOID = {"meta", "rect", "line", "image", "circle", "polyline", "br"}
+FILES = ("metrics.jsonl", "config.json", "data.json", "baselines.json", "samples.jsonl", "routing.npz")
+
+
+class Outline(html.parser.HTMLParser):
+    """Tags, attributes and text of a page; checks that every tag is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def make_run(run_dir, text="def f(x):"):
+    """A small but complete run directory, with `text` wherever a run keeps words."""
+    L, E = 2, 4
+    with MetricsWriter(run_dir, tensorboard=False) as writer:
+        for step in range(1, 51):
+            loss = 2 + 4 / step
+            extra = {"eval/loss": loss, "eval/bits_per_byte": loss / 2} if step % 10 == 0 else {}
+            router = {"router/load_LE": np.full((L, E), 0.25), "router/load_max": 1.0}
+            writer.write(step, {"train/loss": loss, "train/grad_norm": 1 / step, **router, **extra})
+    train = {"steps": 50, "batch_rows": 4, "seq_len": 100, "note": text}
+    config = {"config": {"name": text, "train": train}, "sources": {"train.steps": text}}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    errors = {"counts": {text: 3}, "first": [text]}
+    data = {"source": text, "errors": errors, "files": [{"path": text, "sha256": "ab" * 32}]}
+    (run_dir / "data.json").write_text(json.dumps(data))
+    (run_dir / "baselines.json").write_text(json.dumps({"bits_per_byte": {"gzip -9": 2.08, "xz -9": 0.8}}))
+    (run_dir / "samples.jsonl").write_text(
+        json.dumps({"step": 50, "prompt": text, "text": text + " ok"}) + "\n"
+    )
+    share = np.full((L, 2, E), 0.25)
+    share[1, 1] = [0.7, 0.1, 0.1, 0.1]
+    np.savez(run_dir / "routing.npz", kind_load_LKE=share, kind_names=np.array([text, "number"]))
+    return run_dir
+
+
+def page(run_dir):
+    return report.write(run_dir).read_text()
+
+
+def test_the_verdict_and_the_figures_by_hand(tmp_path):
+    text = page(make_run(tmp_path))
+    # the last loss is 2 + 4 / 50 = 2.08 nats, 1.04 bits per byte: half of gzip's 2.08, 1.3 times xz's 0.8
+    assert (
+        "<b>1.040 bits per byte</b>: 50.0% less than gzip -9 (2.080) and 30.0% more than xz -9 (0.800)."
+        in text
+    )
+    assert "<b>50</b><span>steps of 50</span>" in text
+    assert "<b>20,000</b><span>tokens trained on</span>" in text
+    assert "<b>0</b><span>of 8 experts without tokens at the end</span>" in text
+    assert "layer 1, expert 0 takes 70% of the tokens of kind number (an even share is 25.0%)" in text
+    assert "3 records were left out" in text
+    assert " ok</pre>" in text
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    make_run(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["train"]["steps"] = 1500
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "The run has reached step 50 of 1,500." in page(tmp_path)
+
+
+def test_hostile_text_stays_text(tmp_path):
+    tame, evil = Outline(page(make_run(tmp_path / "tame"))), Outline(page(make_run(tmp_path / "evil", EVIL)))
+    assert evil.tags == tame.tags
+    assert [name for name, _ in evil.attributes] == [name for name, _ in tame.attributes]
+    assert (
+        "".join(evil.words).count("alert('owned')") >= 8
+    )  # title, head, setting, source, data, file, sample...
+
+
+def test_the_page_loads_nothing(tmp_path):
+    text = page(make_run(tmp_path))
+    outline = Outline(text)
+    links = [value for name, value in outline.attributes if name in ("src", "href", "xlink:href", "action")]
+    assert links
+    assert all(value.startswith("data:image/png;base64,") for value in links)
+    assert not re.search(r"@import|url\(|http://|https://", text)
+    assert not [name for name, _ in outline.attributes if name.startswith("on")]
+    assert "default-src 'none'" in text
+
+
+def test_the_policy_allows_exactly_the_script_of_the_page(tmp_path):
+    text = page(make_run(tmp_path))
+    script = re.search(r"<script>(.*?)</script>", text, re.S).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+def test_an_empty_directory_gives_a_page_in_words(tmp_path):
+    text = page(tmp_path)
+    Outline(text)
+    for words in (
+        "Nothing has been recorded yet",
+        "a dense model has none",
+        "no text was sampled",
+        "no config.json",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "damage", [None, b"", b"\x00\xff{", b"[1, 2]", b'{"files": 3, "errors": "x", "config": []}']
+)
+def test_any_file_may_be_missing_or_broken(tmp_path, name, damage):
+    make_run(tmp_path)
+    (tmp_path / name).unlink()
+    if damage is not None:
+        (tmp_path / name).write_bytes(damage)
+    Outline(page(tmp_path))
+
+
+def test_odd_values_are_borne(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(
+            0, {"train/loss": np.nan, "train/grad_norm": 0.0, "router/load_LE": np.full((1, 2), np.nan)}
+        )
+        writer.write(
+            1, {"train/loss": np.inf, "train/grad_norm": 1.0, "router/load_LE": np.full((2, 2), 0.5)}
+        )
+        writer.write(1, {"eval/loss": np.ones(3), "time/step_s": 0.0, "time/data_s": 0.1})
+    text = page(tmp_path)
+    Outline(text)
+    assert "2 of 3 reports had a loss or an update that was not finite" in text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path):
+    assert page(make_run(tmp_path)) == page(tmp_path)
+
+
+def test_a_chart_places_points_by_hand():
+    drawn = chart("Loss", [Line("a", np.array([0, 10]), np.array([0.0, 1.0]))], marks=(Mark("gzip", 0.5),))
+    # 540 x 310 with margins 52, 14, 10, 34: x from 52 to 526; y 0 (the floor, 276) to 1.06 (10)
+    assert 'points="52.0,276.0 526.0,25.1"' in drawn
+    assert 'y1="150.5" y2="150.5"' in drawn  # 276 - 0.5 / 1.06 * 266
+    assert "gzip 0.5</text>" in drawn
+
+
+def test_a_chart_without_points_says_so():
+    assert "Not recorded" in chart("Loss", [Line("a", np.zeros(0), np.zeros(0))])
+
+
+def pixels(uri):
+    """RGBA rows of a PNG as the report writes them."""
+    data = base64.b64decode(uri.split(",")[1])
+    columns, rows = (int.from_bytes(data[16 + 4 * i : 20 + 4 * i], "big") for i in range(2))
+    size = int.from_bytes(data[33:37], "big")
+    raw = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(rows, 1 + 4 * columns)
+    assert not raw[:, 0].any()
+    return raw[:, 1:].reshape(rows, columns, 4)
+
+
+def test_strip_colours_by_hand():
+    load_SE = np.array([[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]])  # times E = 2: 0.5 1.5 | 1 1 | 0 2
+    drawn = heat_map.strip("layer 0", np.array([10, 20, 30]), load_SE)
+    picture = pixels(re.search(r'href="([^"]+)"', drawn).group(1))
+    assert picture.shape == (2, 3, 4)  # a row per expert, a column per report
+    assert picture[0, 0].tolist() == [*heat_map.BELOW, 128]  # half of the even share: one octave of two
+    assert picture[1, 2].tolist() == [*heat_map.ABOVE, 128]
+    assert picture[0, 2].tolist() == [*heat_map.BELOW, 255]
+    assert picture[:, 1, 3].tolist() == [0, 0]
+
+
+NUMBERS = {
+    "0": 0,
+    "12": 12.0,
+    "0.5": 0.5,
+    "-2.25": -2.25,
+    "1,234": 1234,
+    "1.23 M": 1234567,
+    "6.1 G": 6.1e9,
+    "0.001": 1e-3,
+    "3.1e-4": 3.1e-4,
+    "nan": float("nan"),
+}
+
+
+@pytest.mark.parametrize("words", NUMBERS)
+def test_numbers_as_people_read_them(words):
+    assert numbers.plain(NUMBERS[words]) == words
+
+
+def test_ticks_by_hand():
+    np.testing.assert_allclose(numbers.linear_ticks(0, 1500, 6), [0, 200, 400, 600, 800, 1000, 1200, 1400])
+    np.testing.assert_allclose(numbers.linear_ticks(1.13, 1.42, 6), [1.15, 1.2, 1.25, 1.3, 1.35, 1.4])
+    np.testing.assert_allclose(numbers.log_ticks(0.05, 200), [0.1, 1, 10, 100])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(1e-12, 1e12), st.floats(1.01, 1e6), st.booleans())
+def test_ticks_lie_inside_and_are_few(low, ratio, log):
+    high = low * ratio
+    ticks = numbers.log_ticks(low, high) if log else numbers.linear_ticks(low, high)
+    slack = 2e-3 * high
+    assert 1 <= len(ticks) <= 11
+    assert all(low - slack <= tick <= high + slack for tick in ticks)
+
+
+def test_smoothing_keeps_a_constant_and_shrinks_at_the_ends():
+    np.testing.assert_allclose(numbers.smooth(np.ones(7), 4), np.ones(7))
+    np.testing.assert_allclose(numbers.smooth(np.array([0.0, 3.0, 6.0]), 2), [1.5, 3.0, 4.5])
+
+
+def test_settings_are_flattened():
+    tree = {"a": {"b": [1, 2], "c": [{"d": 3}]}, "e": {}, "f": None}
+    assert run_files.flatten(tree) == {"a.b": [1, 2], "a.c[0].d": 3, "e": {}, "f": None}
+
+
+TOKENS = {
+    "keyword": (" for", "None", "\nreturn"),
+    "identifier": (" self", ".append", " __init__", "_", "\u00e9t\u00e9"),
+    "number": ("42", " 0x1F", ".5"),
+    "string": (' "', "'utf-8'"),
+    "operator": ("):", " ==", "..."),
+    "space": ("    ", "\t"),
+    "newline": ("\n", "\n        "),
+    "comment": ("#", " # the"),
+    "other": ("", "\ufffd", "\u20ac", "\x00"),
+}
+
+
+@pytest.mark.parametrize("kind", report.KINDS)
+def test_token_kinds(kind):
+    assert [report.KINDS[index] for index in report.token_kinds(TOKENS[kind])] == [kind] * len(TOKENS[kind])
