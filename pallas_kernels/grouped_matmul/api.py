@@ -122,12 +122,11 @@ def _promote(lhs, rhs):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, implementation):
-    rhs_GKN = jnp.swapaxes(rhs, 1, 2) if transpose_rhs else rhs
-    lhs_MK, rhs_GKN = _promote(lhs_MK, rhs_GKN)
-    if 0 in (*lhs_MK.shape, *rhs_GKN.shape):
-        zero_MN = jnp.zeros((lhs_MK.shape[0], rhs_GKN.shape[2]), dtype)
+    lhs_MK, rhs = _promote(lhs_MK, rhs)
+    if 0 in (*lhs_MK.shape, *rhs.shape):
+        zero_MN = jnp.zeros((lhs_MK.shape[0], rhs.shape[1 if transpose_rhs else 2]), dtype)
         return vary(zero_MN, varying_axes(lhs_MK))
-    return IMPLEMENTATIONS[implementation].matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype)
+    return IMPLEMENTATIONS[implementation].matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype)
 
 
 def _matmul_forward(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, implementation):

@@ -81,19 +81,21 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
     return carry[1]
 
 
-def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
-    """See `reference.matmul`."""
+def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
+    """See `reference.matmul`; the transpose is the dot's own, as one of all of rhs would be a copy of it."""
     num_rows = lhs_MK.shape[0]
+    dims = (((1,), (1 if transpose_rhs else 0,)), ((), ()))
 
     def update(out_MN, group, at, inside_R1, first):
         del first  # every row is written once
         lhs_RK = lax.dynamic_slice_in_dim(lhs_MK, at, len(inside_R1))
-        rhs_KN = lax.dynamic_index_in_dim(rhs_GKN, group, keepdims=False)
-        product_RN = jnp.matmul(lhs_RK, rhs_KN, preferred_element_type=_accumulator(lhs_MK)).astype(dtype)
+        rhs_of_group = lax.dynamic_index_in_dim(rhs, group, keepdims=False)
+        product_RN = lax.dot_general(lhs_RK, rhs_of_group, dims, preferred_element_type=_accumulator(lhs_MK))
         before_RN = lax.dynamic_slice_in_dim(out_MN, at, len(inside_R1))
-        return lax.dynamic_update_slice_in_dim(out_MN, jnp.where(inside_R1, product_RN, before_RN), at, 0)
+        after_RN = jnp.where(inside_R1, product_RN.astype(dtype), before_RN)
+        return lax.dynamic_update_slice_in_dim(out_MN, after_RN, at, 0)
 
-    out_MN = vary(jnp.zeros((num_rows, rhs_GKN.shape[2]), dtype), varying_axes(lhs_MK))
+    out_MN = vary(jnp.zeros((num_rows, rhs.shape[1 if transpose_rhs else 2]), dtype), varying_axes(lhs_MK))
     return for_each_chunk(update, out_MN, num_rows, start_G, end_G)
 
 

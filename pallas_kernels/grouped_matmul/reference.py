@@ -7,8 +7,9 @@ from jax import lax
 from pallas_kernels.varying import vary, varying_axes
 
 
-def matmul(lhs_MK, rhs_GKN, start_G, end_G, dtype) -> jax.Array:
-    """out[m] = lhs[m] @ rhs[g] for the group with start[g] <= m < end[g], else zero."""
+def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
+    """out[m] = lhs[m] @ rhs[g] (or rhs[g].T) for the group with start[g] <= m < end[g], else zero."""
+    rhs_GKN = jnp.swapaxes(rhs, 1, 2) if transpose_rhs else rhs
     row_M = jnp.arange(lhs_MK.shape[0])
 
     def add_group(out_MN, group):
