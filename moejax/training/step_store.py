@@ -98,6 +98,8 @@ class StepStore:
             durable.sync_directory(self.root)
         except OSError:  # the name may not be on disk, so the step is not committed
             final.rename(temp)
+            if old.exists():
+                old.rename(final)
             raise
         faults.reach("committed")
         if old.exists():

@@ -55,10 +55,10 @@ def test_a_run_that_steps_is_left_alone(train, tmp_path, seconds):
 
 
 def test_a_stopped_process_is_no_hang(train):
-    with train(2.0, 100, "end") as process:
+    with train(1.5, 20, "end") as process:
         process.stdout.readline()
         process.send_signal(signal.SIGSTOP)
-        time.sleep(4)  # longer than the watchdog waits
+        time.sleep(3)  # longer than the watchdog waits
         process.send_signal(signal.SIGCONT)
         process.communicate(timeout=60)
     assert process.returncode == 0
