@@ -78,7 +78,7 @@ def _read_unique(
 
 
 def _choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
-    """Which documents are held out: those with a hash, read as a fraction, below `share`; never all or none."""
+    """Which documents are held out: those whose hash, as a fraction, is below `share`; never all or none."""
     salt = f"{seed}:".encode()
     scores = [int.from_bytes(hashlib.sha256(salt + digest).digest()[:8]) / 2**64 for digest in digests]
     least, most = min(scores), max(scores)

@@ -174,7 +174,7 @@ def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _pieces(text: bytes) -> Iterator[bytes]:
-    """`text` in parts of at most PIECE bytes, cut after line breaks if there are any, else between characters."""
+    """`text` in parts of at most PIECE bytes, cut after line breaks or, failing that, between characters."""
     start = 0
     while len(text) - start > PIECE:
         end = text.rfind(b"\n", start, start + PIECE) + 1
