@@ -48,7 +48,7 @@ def test_each_epoch_is_another_permutation_of_all_rows():
 def test_batches_read_on_across_the_end_of_an_epoch():
     small = [row for batch in take(batches(ROWS, 1, seed=3), 49) for row in rows_of(batch)]
     odd = [row for batch in take(batches(ROWS, 7, seed=3), 7) for row in rows_of(batch)]
-    huge = [row for row in rows_of(next(batches(ROWS, 49, seed=3)))]
+    huge = rows_of(next(batches(ROWS, 49, seed=3)))
     assert small == odd == huge
 
 
@@ -82,9 +82,8 @@ def test_processes_together_see_the_batch_of_one(count):
 
 def test_any_step_without_the_steps_before():
     source = BatchSource(ROWS, 6, seed=2)
-    assert [digest(source[step]) for step in range(5)] == [
-        digest(b) for b in take(batches(ROWS, 6, seed=2), 5)
-    ]
+    in_order = take(batches(ROWS, 6, seed=2), 5)
+    assert [digest(source[step]) for step in (4, 2)] == [digest(in_order[step]) for step in (4, 2)]
     assert source[10**12]["token"].shape == (6, T)
 
 
