@@ -15,7 +15,7 @@ class Memory:
     outputs: int
     temporaries: int
     aliases: int  # outputs that live in the place of donated arguments
-    peak: int  # held while it runs: XLA allots all temporaries at once, as one block
+    peak: int  # held while it runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Buffer:
     """One array of a compiled program."""
 
     bytes: int
-    shape: str  # dtype[dims]; several, joined by " + ", where one operation makes several
+    shape: str  # dtype[dims]
     opcode: str  # what makes it; "parameter" for an argument
     op_name: str  # its path of named scopes, or the argument's name
 
@@ -34,13 +34,17 @@ class Buffer:
 def compiled_memory(compiled: Any) -> Memory:
     """XLA's own account of a program's memory.
 
+    The peak is the larger of the stated one, which for CPU programs leaves out temporaries, and of the sum of
+    all parts, because XLA allots the temporaries at once; TPU programs compiled ahead of time may state none.
+
     Args:
         compiled: `jax.jit(f).lower(...).compile()`.
     """
     stats = compiled.memory_analysis()
     given, returned = stats.argument_size_in_bytes, stats.output_size_in_bytes
     temporaries, aliases = stats.temp_size_in_bytes, stats.alias_size_in_bytes
-    return Memory(given, returned, temporaries, aliases, peak=given + returned + temporaries - aliases)
+    peak = max(given + returned + temporaries - aliases, stats.peak_memory_in_bytes)
+    return Memory(given, returned, temporaries, aliases, peak)
 
 
 def largest_buffers(compiled: Any, n: int = 10) -> tuple[Buffer, ...]:
@@ -54,10 +58,13 @@ def largest_buffers(compiled: Any, n: int = 10) -> tuple[Buffer, ...]:
     """
     module = parse(compiled if isinstance(compiled, str) else compiled.as_text())
     ops = [op for home in _scheduled(module.entry, module) for op in home if _is_buffer(op, home, module)]
-    ops.sort(key=lambda op: op.bytes, reverse=True)
-    return tuple(
-        Buffer(op.bytes, " + ".join(map(str, op.shapes)), op.opcode, op.op_name or op.name) for op in ops[:n]
-    )
+    buffers = [
+        Buffer(shape.bytes, str(shape), op.opcode, op.op_name or op.name)
+        for op in ops
+        for shape in op.shapes
+        if shape.space == 0
+    ]
+    return tuple(sorted(buffers, key=lambda buffer: buffer.bytes, reverse=True)[:n])
 
 
 def _scheduled(home: Computation, module: Module) -> list[Computation]:
@@ -79,7 +86,8 @@ def _is_buffer(op: Op, home: Computation, module: Module) -> bool:
     if op.opcode == "fusion":
         inside = module.computations[op.called("calls")[0]]
         root = _seen_through(inside.root, inside)
-    return op.opcode not in NO_TRAFFIC and root.opcode != "dynamic-update-slice"
+    named = op.opcode in NO_TRAFFIC or op.opcode.endswith("-start")  # the array of a pair is its done's
+    return not named and root.opcode != "dynamic-update-slice"
 
 
 def _seen_through(op: Op, home: Computation) -> Op:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0}  # every other dtype is named by its width: f32, s4, f8e4m3fn
 
-_LEAF = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\]")
+_LEAF = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
+_SPACE = re.compile(r"S\((\d+)\)")
 _NAME = re.compile(r"%([\w.\-]+)")
 _OP = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = ")
 _HEADER = re.compile(r"^(ENTRY )?%([\w.\-]+) .*-> .*\{$")
@@ -20,6 +21,7 @@ _CALLED = re.compile(
     r"=(\{[^}]*\}|%[\w.\-]+)"
 )
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
 _COMMENT = re.compile(r"/\*.*?\*/")
 
 
@@ -29,6 +31,7 @@ class Shape:
 
     dtype: str
     dims: tuple[int, ...]
+    space: int = 0  # where it lives: 0 the device's main memory, others on the chip or on the host
 
     @property
     def size(self) -> int:
@@ -64,6 +67,11 @@ class Op:
     def bytes(self) -> int:
         """Bytes of the result."""
         return sum(shape.bytes for shape in self.shapes)
+
+    @property
+    def main_bytes(self) -> int:
+        """Bytes of the result that lie in the device's main memory."""
+        return sum(shape.bytes for shape in self.shapes if shape.space == 0)
 
     def called(self, *roles: str) -> tuple[str, ...]:
         """Names of the computations this operation calls in the given roles (`body`, `to_apply`, ...)."""
@@ -142,18 +150,20 @@ def _parse_op(line: str) -> Op | None:
     return Op(
         name=start.group(2),
         opcode=opcode,
-        shapes=tuple(Shape(dtype, _dims(dims)) for dtype, dims in _LEAF.findall(rest[:end])),
+        shapes=tuple(_shape(*leaf) for leaf in _LEAF.findall(rest[:end])),
         operands=tuple(_NAME.findall(call[:close])),
         literal=call[:close],
         attrs=attrs,
-        op_name=op_name.group(1) if op_name else "",
+        op_name=_ESCAPE.sub(r"\1", op_name.group(1)) if op_name else "",
         is_root=bool(start.group(1)),
     )
 
 
-def _dims(text: str) -> tuple[int, ...]:
-    """Sizes of the dims; a bounded dynamic dim `<=8` counts as its bound."""
-    return tuple(int(n.strip(" <=")) for n in text.split(",") if n)
+def _shape(dtype: str, dims: str, layout: str) -> Shape:
+    """One array; a bounded dynamic dim `<=8` counts as its bound."""
+    space = _SPACE.search(layout)
+    sizes = tuple(int(n.strip(" <=")) for n in dims.split(",") if n)
+    return Shape(dtype, sizes, int(space.group(1)) if space else 0)
 
 
 def _closing(text: str) -> int:

@@ -2,9 +2,10 @@
 
 Every operation reads its operands and writes its result, but a slice touches only what it slices, an
 in-place update only what it updates, and a fusion only its own operands and result, whatever happens inside.
+Memory is the device's main memory: what the compiler keeps on the chip (TPU's VMEM) moves for free.
 """
 
-from moejax.analysis.hlo.parse import Computation, Module, Op
+from moejax.analysis.hlo.parse import Computation, Module, Op, Shape
 
 COLLECTIVES = (
     "all-reduce",
@@ -30,38 +31,58 @@ def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     A start/done pair counts at its start.
     """
     kind = op.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or _is_later_leg(op, home):
         return None
     operands = home.operands(op)
     if kind == "ragged-all-to-all":  # the rows, which are at most the input; the rest is buffers and offsets
         return kind, operands[0].bytes
-    handed_in = sum(x.bytes for x in operands)
-    if kind != "all-gather":
-        return kind, handed_in
-    returned = handed_in if op.opcode.endswith("-start") else 0  # a start returns its input as well
-    return kind, op.bytes - returned
+    if kind == "all-gather":
+        return kind, sum(shape.bytes for shape in _made(op, operands))
+    return kind, sum(x.bytes for x in operands)
 
 
 def memory_bytes(op: Op, home: Computation, module: Module) -> int:
-    """Bytes read plus written by an operation outside of any fusion; 0 for one that only names or calls."""
-    if op.opcode in NO_TRAFFIC or op.opcode.endswith("-done"):
+    """Bytes read plus written by an operation outside of any fusion; 0 for one that only names or calls.
+
+    A start/done pair counts at its start.
+    """
+    operands = home.operands(op)
+    allots = op.opcode == "custom-call" and not operands
+    if op.opcode in NO_TRAFFIC or op.opcode.endswith("-done") or allots:
         return 0
     if op.opcode == "fusion":
         inside = module.computations[op.called("calls")[0]]
-        operands = enumerate(home.operands(op))
-        read = sum(_read(inside.parameter(i), inside, module, x.bytes) for i, x in operands)
-        return read + _written(inside.root, inside, module)
-    if op.opcode in _SLICES:
-        return 2 * op.bytes + sum(x.bytes for x in home.operands(op)[1:])
+        read = sum(_read(inside.parameter(i), inside, module, x.main_bytes) for i, x in enumerate(operands))
+        return read + min(_written(inside.root, inside, module), op.main_bytes)
+    written = sum(shape.bytes for shape in _made(op, operands) if shape.space == 0)
+    if op.opcode.removesuffix("-start") in _SLICES:
+        sliced = sum(shape.bytes for shape in _made(op, operands))
+        return written + min(sliced, operands[0].main_bytes) + sum(x.main_bytes for x in operands[1:])
     if op.opcode == "dynamic-update-slice":
-        return 2 * home.operands(op)[1].bytes
+        return operands[1].main_bytes + min(operands[1].bytes, written)
     if op.opcode == "scatter":  # the touched elements are read, combined and written
-        return sum(x.bytes for x in home.operands(op)[1:]) + 2 * _updates(op, home)
-    return _plain(op, home)
+        return sum(x.main_bytes for x in operands[1:]) + 2 * min(_updates(op, home), written)
+    return written + sum(x.main_bytes for x in operands)
 
 
-def _plain(op: Op, home: Computation) -> int:
-    return op.bytes + sum(x.bytes for x in home.operands(op))
+def _made(op: Op, operands: tuple[Op, ...]) -> list[Shape]:
+    """The arrays of the result that are new: a start may return its operands and scalar handles as well."""
+    made, given = list(op.shapes), [shape for x in operands for shape in x.shapes]
+    if op.opcode.endswith("-start") and len(made) > len(given):
+        for shape in given:
+            if shape in made:
+                made.remove(shape)
+        return [shape for shape in made if shape.dims]
+    return made
+
+
+def _is_later_leg(op: Op, home: Computation) -> bool:
+    """Whether this repeats a collective that was started before.
+
+    TPU spreads an asynchronous collective over several fusions, one chain, to overlap it with their work:
+    each repeats the operation, but only the first starts it.
+    """
+    return "chain_id=" in op.attrs and not any('"AsyncCollectiveStart"' in other.attrs for other in home)
 
 
 def _read(value: Op, inside: Computation, module: Module, whole: int) -> int:
@@ -79,7 +100,8 @@ def _touched(use: Op, position: int, inside: Computation, module: Module, whole:
         return _read(use, inside, module, whole)
     if use.opcode in _SLICES and position == 0:
         return use.bytes
-    if use.opcode == "dynamic-update-slice" and position == 0:
+    updated = use.opcode == "dynamic-update-slice" and position == 0
+    if updated or use.opcode == "tuple" or _is_later_leg(use, inside):  # passed on, not read
         return 0
     if use.opcode == "scatter" and position < len(use.shapes):
         return _updates(use, inside) // len(use.shapes)
@@ -93,6 +115,8 @@ def _written(root: Op, inside: Computation, module: Module) -> int:
     """Bytes a fusion writes: its result, or only the updated part of an operand that it updates in place."""
     if root.opcode == "tuple":
         return sum(_written(part, inside, module) for part in inside.operands(root))
+    if root.opcode == "parameter" or _is_later_leg(root, inside):
+        return 0
     if root.opcode in _VIEWS:
         return _written(inside.operands(root)[0], inside, module)
     if root.opcode == "dynamic-update-slice":

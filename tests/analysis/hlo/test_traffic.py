@@ -105,3 +105,52 @@ def test_a_ragged_exchange_counts_its_rows_not_its_buffers():
     ]
     unused = ["ROOT %p = f32[] parameter(0)"]
     assert count(program(unused, entry)).collective_bytes == {"ragged-all-to-all": 256}
+
+
+def test_what_stays_on_the_chip_moves_for_free():
+    """TPU programs prefetch into memory space 1: the copy reads main memory, the fusion nothing."""
+    inside = ["%p = f32[100] parameter(0)", "ROOT %n = f32[100] negate(%p)"]
+    entry = [
+        "%a = f32[100]{0:T(128)} parameter(0)",
+        "%cs = (f32[100]{0:T(128)S(1)}, f32[100]{0:T(128)}, u32[]{:S(2)}) copy-start(%a)",
+        "%cd = f32[100]{0:T(128)S(1)} copy-done(%cs)",
+        '%allotted = f32[100]{0:T(128)} custom-call(), custom_call_target="AllocateBuffer"',
+        "ROOT %f = f32[100]{0:T(128)} fusion(%cd), kind=kLoop, calls=%inside",
+    ]
+    assert count(program(inside, entry)).bytes == 400 + 400
+
+
+def test_an_asynchronous_slice_reads_what_it_slices():
+    entry = [
+        "%a = f32[8,100] parameter(0)",
+        "%ss = ((f32[8,100]{1,0}), f32[1,100]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:1]}",
+        "ROOT %sd = f32[1,100]{1,0:S(1)} slice-done(%ss)",
+    ]
+    assert count(program(["ROOT %p = f32[] parameter(0)"], entry)).bytes == 400
+
+
+def test_a_collective_spread_over_fusions_counts_where_it_starts():
+    """As the TPU compiler overlaps a gather with two fusions: the legs between repeat it and pass it on."""
+    gather = '%g = f32[400] all-gather(%p), dimensions={0}, frontend_attributes={chain_id="0"}'
+    start = 'ROOT %s = (f32[100], f32[400]) custom-call(%g), custom_call_target="AsyncCollectiveStart"'
+    middle = [
+        "}",
+        "%middle (p: f32[100], q: f32[400], x: f32[50]) -> (f32[50], f32[400], f32[400]) {",
+        "%p = f32[100] parameter(0)",
+        "%q = f32[400] parameter(1)",
+        "%x = f32[50] parameter(2)",
+        "%y = f32[50] negate(%x)",
+        gather,
+        "ROOT %t = (f32[50], f32[400], f32[400]) tuple(%y, %q, %g)",
+    ]
+    entry = [
+        "%a = f32[100] parameter(0)",
+        "%x = f32[50] parameter(1)",
+        "%s = (f32[100], f32[400]) fusion(%a), kind=kCustom, calls=%inside",
+        "%b = f32[400] get-tuple-element(%s), index=1",
+        "ROOT %m = (f32[50], f32[400], f32[400]) fusion(%a, %b, %x), kind=kCustom, calls=%middle",
+    ]
+    first = program(["%p = f32[100] parameter(0)", gather, start], entry[:3])
+    both = program(["%p = f32[100] parameter(0)", gather, start, *middle], entry)
+    assert count(first).collective_bytes == count(both).collective_bytes == {"all-gather": 1600}
+    assert count(both).bytes - count(first).bytes == 200 + 200
