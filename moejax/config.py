@@ -132,13 +132,19 @@ class TrainConfig:
     eval_every: int = 100
     eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
     sample_every: int = 0  # steps between text samples; 0 samples at the end only
-    max_nonfinite: int = 10  # skipped updates in a row that end the run
+    max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
+    spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
+    verify_every: int = 0  # steps between runs of one step twice, to catch silent data corruption; 0 never does
     watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
 
     def __post_init__(self):
         require(self.steps >= 1, f"train.steps={self.steps} must be at least 1")
         require(self.seq_len >= 2, f"train.seq_len={self.seq_len} must be at least 2")
         require(len(self.losses) > 0, "train.losses is empty; use at least NextToken()")
+        require(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"train.spike_factor={self.spike_factor} must be above 1, or 0 to turn it off",
+        )
         require(self.accumulate >= 1, f"train.accumulate={self.accumulate} must be at least 1")
         require(
             self.batch_rows % self.accumulate == 0,
@@ -160,6 +166,10 @@ class DataConfig:
     cache_dir: str = ""  # for tokenizers and packed corpora; empty = $XDG_CACHE_HOME/moejax
 
     def __post_init__(self):
+        require(
+            not isinstance(self.source, str),
+            f"data.source={self.source!r} must be a tuple of paths: ({self.source!r},)",
+        )
         require(0 < self.held_out < 1, f"data.held_out={self.held_out} must lie between 0 and 1")
         known = ("skip", "stop")
         require(self.on_error in known, f"data.on_error={self.on_error!r} is not one of {', '.join(known)}")

@@ -29,6 +29,7 @@ class BatchSource:
     process_count: int = 1
 
     def __post_init__(self):
+        require(self.seed >= 0, f"train.seed={self.seed} must not be negative")
         require(
             self.batch_rows % self.process_count == 0,
             f"train.batch_rows={self.batch_rows} is not divisible by the {self.process_count} processes; "
@@ -45,14 +46,15 @@ class BatchSource:
 
     def row_indices(self, first: int, count: int) -> np.ndarray:
         """The rows at places `first` .. `first + count - 1` of the endless shuffled sequence."""
-        num_rows = self.rows.num_rows
-        epochs = range(first // num_rows, (first + count - 1) // num_rows + 1)
-        order = np.concatenate([shuffled(num_rows, self.seed, epoch) for epoch in epochs])
-        start = first - epochs.start * num_rows
-        return order[start : start + count]
+        parts = []
+        while count > 0:
+            epoch, start = divmod(first, self.rows.num_rows)
+            parts.append(shuffled(self.rows.num_rows, self.seed, epoch)[start : start + count])
+            first, count = first + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
     """A permutation of `range(count)`; the sort of Philox's raw bits, which numpy promises to keep."""
     bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count)

@@ -9,7 +9,7 @@ import numpy as np
 
 from moejax.config import DataConfig
 from moejax.training.data import cache, tokenizer
-from moejax.training.data.documents import FileRecord, read_all
+from moejax.training.data.documents import Documents, FileRecord, read_all
 from moejax.training.data.error_log import ErrorLog
 from moejax.training.data.packing import Rows, pack
 from moejax.training.data.sources import find_files
@@ -79,7 +79,7 @@ def prepare(cfg: DataConfig, vocab: int, seq_len: int, seed: int = 0) -> Corpus:
     return _corpus(entry, settings)
 
 
-def _make_entry(documents, tok: Tokenizer, seq_len: int) -> cache.Entry:
+def _make_entry(documents: Documents, tok: Tokenizer, seq_len: int) -> cache.Entry:
     arrays = {"held_out_text": np.frombuffer(b"".join(documents.held_out), np.uint8)}
     for side in SIDES:
         rows = pack(tok.encode_documents(getattr(documents, side)), seq_len, tok.bos, tok.eos)

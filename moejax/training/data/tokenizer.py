@@ -14,8 +14,8 @@ from moejax.config import require
 from moejax.errors import DataError, UsageError
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2 of the tokenizers made here
-BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|endoftext|>", "<|im_start|>")
-EOS_NAMES = ("<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|im_end|>")
+BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|endoftext|>")
+EOS_NAMES = ("<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
 MIN_VOCAB = len(SPECIAL) + 256
 PIECE = 1 << 20  # bytes: longer texts are encoded in pieces, which bounds memory and uses all cores
 PROBE = 'def f(x):\n\treturn  "\u00e9\u6f22\U0001f600"  # <|eos|> </s>\r\n\n    '
@@ -40,7 +40,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens left out; exact if it begins and ends between characters."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def encode_documents(self, texts: Iterable[bytes]) -> Iterator[np.ndarray]:
         """int32 ids of each UTF-8 text, many at a time on all cores."""

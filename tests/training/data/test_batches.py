@@ -90,6 +90,8 @@ def test_any_step_without_the_steps_before():
 def test_an_uneven_split_is_refused():
     with pytest.raises(UsageError, match=r"train\.batch_rows=6 is not divisible by the 4 processes"):
         batches(ROWS, 6, seed=0, process_count=4)
+    with pytest.raises(UsageError, match=r"train\.seed=-1"):
+        batches(ROWS, 6, seed=-1)
 
 
 def test_held_out_batches_cover_all_rows_once_and_pad_with_weight_0():

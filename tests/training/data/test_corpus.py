@@ -101,8 +101,8 @@ def test_a_dirty_source_gives_the_rows_of_the_clean_one(corpus_of):
     assert got.held_out_text() == clean.held_out_text()
     assert clean.errors.total == 0
     reasons = (
-        "broken JSON, NUL byte, invalid UTF-8, missing field, field is not a string, empty text, lone surrogate, "
-        "too long, not a JSON object, duplicate, empty file, truncated gzip"
+        "broken JSON, NUL byte, invalid UTF-8, missing field, field is not a string, empty text, "
+        "lone surrogate, too long, not a JSON object, duplicate, empty file, truncated gzip"
     )
     assert got.errors.counts == dict.fromkeys(reasons.split(", "), 1)
     assert "a.jsonl:3 broken JSON" in "\n".join(got.errors.first)

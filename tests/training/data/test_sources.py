@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from moejax.errors import DataError
+from moejax.config import DataConfig
+from moejax.errors import DataError, UsageError
 from moejax.training.data.sources import SourceFile, find_files
 
 
@@ -44,6 +45,11 @@ def test_an_entry_without_match_is_refused(tmp_path, entry, monkeypatch):
     with pytest.raises(DataError, match=rf"data\.source\[1\]=.*{tmp_path.name}"):
         write(tmp_path, "a.txt")
         find_files(("a.txt", entry))
+
+
+def test_a_bare_string_is_no_tuple_of_paths():
+    with pytest.raises(UsageError, match=r"data\.source='a\.txt' must be a tuple"):
+        DataConfig(source="a.txt")
 
 
 def test_a_pipe_is_no_file(tmp_path):
