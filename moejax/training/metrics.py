@@ -78,9 +78,10 @@ def read(run_dir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def series(records: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] and values [S, ...] of one metric; a null becomes NaN."""
+    """Steps [S] and values [S] of a scalar metric; a null becomes NaN, an array is left out."""
     found = [(record["step"], record[name]) for record in records if name in record]
-    return np.array([s for s, _ in found], int), np.array([v for _, v in found], float)
+    found = [(step, value) for step, value in found if value is None or isinstance(value, int | float)]
+    return np.array([step for step, _ in found], int), np.array([value for _, value in found], float)
 
 
 def truncate(path: pathlib.Path, last_step: int | None) -> None:

@@ -6,7 +6,6 @@ A line is `name=value` pairs, which `dict(pair.split("=") for pair in line.split
 """
 
 import dataclasses
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -61,25 +60,24 @@ def duration(seconds: float) -> str:
 def report_line(
     step: int, total: int, metrics: Mapping[str, Any], eta: float | None, peak_flops: float = 0
 ) -> str:
-    """One parsable line; a metric that is absent is left out.
+    """One parsable line; what is not known is left out.
 
     Args:
       metrics: as written to `metrics.jsonl`; `dead` (experts) may be added by the caller.
       eta: seconds until the last step, or None.
-      peak_flops: of all devices together, per second; turns FLOP/s into a utilisation.
+      peak_flops: of all devices together, per second; adds the utilisation `mfu`.
     """
-    pairs = {"step": f"{step}/{total}"}
-    for name, label, form in FIELDS:
-        if name in metrics:
-            pairs[label] = form(float(metrics[name]))
-    if "speed/flops_per_s" in metrics and peak_flops > 0:
-        pairs["mfu"] = f"{float(metrics['speed/flops_per_s']) / peak_flops:.1%}"
-        del pairs["gflop/s"]
-    waited, took = metrics.get("time/data_s"), metrics.get("time/step_s")
-    if waited is not None and took:
-        pairs["data_wait"] = f"{float(waited) / float(took):.1%}"
-    pairs["eta"] = "?" if eta is None else duration(eta)
-    return " ".join(f"{label}={pairs[label]}" for label in ORDER if label in pairs)
+    known = {**metrics, "eta": eta}
+    if peak_flops > 0 and "speed/flops_per_s" in metrics:
+        known["mfu"] = metrics["speed/flops_per_s"] / peak_flops
+    if "time/data_s" in metrics and metrics.get("time/step_s"):
+        known["data_wait"] = metrics["time/data_s"] / metrics["time/step_s"]
+    if not metrics.get("health/nonfinite"):
+        known["health/nonfinite"] = None
+    pairs = [
+        f"{label}={form(float(known[name]))}" for name, label, form in FIELDS if known.get(name) is not None
+    ]
+    return " ".join([f"step={step}/{total}", *pairs])
 
 
 def _fixed(digits: int):
@@ -90,25 +88,20 @@ def _share(value: float) -> str:
     return f"{value:.1%}"
 
 
-def _whole(value: float) -> str:
-    return f"{value:.0f}" if math.isfinite(value) else str(value)
-
-
-FIELDS = (
+FIELDS = (  # metric, its name in the line, its form
     ("train/loss", "loss", _fixed(3)),
     ("train/grad_norm", "grad_norm", lambda value: f"{value:.3g}"),
-    ("speed/tokens_per_s", "tok/s", _whole),
+    ("speed/tokens_per_s", "tok/s", _fixed(0)),
     ("speed/flops_per_s", "gflop/s", lambda value: f"{value / 1e9:.1f}"),
+    ("mfu", "mfu", _share),
+    ("data_wait", "data_wait", _share),
     ("memory/peak_bytes", "mem_gib", lambda value: f"{value / 2**30:.2f}"),
+    ("eta", "eta", duration),
     ("router/load_max", "load_max", _fixed(2)),
     ("router/dropped", "dropped", _share),
     ("router/entropy", "entropy", _fixed(2)),
-    ("dead", "dead", _whole),
-    ("health/nonfinite", "nonfinite", _whole),
-)
-ORDER = (
-    *("step", "loss", "grad_norm", "tok/s", "gflop/s", "mfu", "data_wait", "mem_gib", "eta"),
-    *("load_max", "dropped", "entropy", "dead", "nonfinite"),
+    ("dead", "dead", _fixed(0)),
+    ("health/nonfinite", "nonfinite", _fixed(0)),  # updates skipped in a row
 )
 
 

@@ -40,11 +40,16 @@ def test_the_line_by_hand():
 
 def test_a_known_peak_turns_flops_into_a_utilisation():
     assert parse(report_line(1, 2, STEP, eta=None, peak_flops=122.4e9))["mfu"] == "50.0%"
-    assert "gflop/s" not in parse(report_line(1, 2, STEP, eta=None, peak_flops=122.4e9))
+    assert "mfu" not in parse(report_line(1, 2, STEP, eta=None))
 
 
 def test_absent_metrics_are_left_out():
-    assert report_line(1, 2, {}, eta=None) == "step=1/2 eta=?"
+    assert report_line(1, 2, {}, eta=None) == "step=1/2"
+
+
+def test_skipped_updates_are_shown_when_there_are_any():
+    assert report_line(1, 2, {"health/nonfinite": 0}, eta=1.0) == "step=1/2 eta=1s"
+    assert report_line(1, 2, {"health/nonfinite": 3}, eta=1.0) == "step=1/2 eta=1s nonfinite=3"
 
 
 @settings(deadline=None, max_examples=50)

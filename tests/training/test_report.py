@@ -168,6 +168,14 @@ def test_odd_values_are_borne(tmp_path):
     assert "2 of 3 reports had a loss or an update that was not finite" in text
 
 
+def test_loads_that_are_not_finite_are_left_out(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for step, share in ((1, 0.5), (2, np.nan), (3, 0.5)):
+            writer.write(step, {"router/load_LE": np.full((1, 2), share)})
+    cells = dict(Outline(page(tmp_path)).attributes)["data-strip"]
+    assert json.loads(cells, parse_constant=pytest.fail) == {"step": ["1", "3"], "percent": [[50, 50]] * 2}
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     assert page(make_run(tmp_path)) == page(tmp_path)
 
@@ -240,9 +248,16 @@ def test_ticks_lie_inside_and_are_few(low, ratio, log):
     assert all(low - slack <= tick <= high + slack for tick in ticks)
 
 
-def test_smoothing_keeps_a_constant_and_shrinks_at_the_ends():
-    np.testing.assert_allclose(numbers.smooth(np.ones(7), 4), np.ones(7))
-    np.testing.assert_allclose(numbers.smooth(np.array([0.0, 3.0, 6.0]), 2), [1.5, 3.0, 4.5])
+def test_smoothing_keeps_a_straight_line_and_averages_noise():
+    np.testing.assert_allclose(numbers.smooth(np.arange(7.0), 4), np.arange(7.0))
+    np.testing.assert_allclose(numbers.smooth(np.array([0.0, 6.0, 0.0, 3.0]), 2), [0.0, 2.0, 3.0, 3.0])
+
+
+def test_any_loss_and_router_metric_gets_a_chart(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write(1, {"train/loss": 3.0, "loss/next_token": 2.9, "loss/new": 1.0, "router/bias_max": 0.1})
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page(tmp_path))
+    assert captions == ["Loss (nats per token)", "Held-out bits per byte", "loss/new", "router/bias_max"]
 
 
 def test_settings_are_flattened():

@@ -86,7 +86,7 @@ def chart(
 
 
 def _finite(line: Line) -> Line:
-    keep_S = np.isfinite(line.value_S) if line.value_S.ndim == 1 else np.zeros(len(line.step_S), bool)
+    keep_S = np.isfinite(line.value_S)
     step_S, value_S = numbers.thin(line.step_S[keep_S], line.value_S[keep_S], MOST_POINTS)
     return dataclasses.replace(line, step_S=step_S, value_S=value_S)
 

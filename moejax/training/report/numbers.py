@@ -53,9 +53,8 @@ def thin(x_S: np.ndarray, y_S: np.ndarray, most: int) -> tuple[np.ndarray, np.nd
 
 
 def smooth(y_S: np.ndarray, window: int) -> np.ndarray:
-    """Centred running mean over `window` points, narrower at the ends."""
-    half = window // 2
+    """Centred running mean over `window` points; narrower near the ends, so that it begins and ends on y."""
+    index_S = np.arange(len(y_S))
+    half_S = np.minimum(window // 2, np.minimum(index_S, len(y_S) - 1 - index_S))
     total = np.concatenate([[0.0], np.cumsum(y_S)])
-    low = np.maximum(np.arange(len(y_S)) - half, 0)
-    high = np.minimum(np.arange(len(y_S)) + half + 1, len(y_S))
-    return (total[high] - total[low]) / (high - low)
+    return (total[index_S + half_S + 1] - total[index_S - half_S]) / (2 * half_S + 1)

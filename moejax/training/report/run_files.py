@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moejax.training import metrics
+from moejax.training.health import LOAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +27,13 @@ class RunFiles:
     problems: dict[str, str]  # file name -> why it gave nothing, in words
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps [S] and values [S, ...] of a metric."""
+        """Steps [S] and values [S] of a scalar metric; NaN where it was not finite."""
         return metrics.series(self.records, name)
 
-    def last(self, name: str) -> float | None:
-        """The last finite value of a scalar metric."""
-        _, value_S = self.series(name)
-        finite_S = value_S[np.isfinite(value_S)] if value_S.ndim == 1 else value_S[:0]
-        return float(finite_S[-1]) if finite_S.size else None
+    def scalars(self, name: str) -> list[float]:
+        """The finite values of a scalar metric, in the order of the steps."""
+        value_S = self.series(name)[1]
+        return value_S[np.isfinite(value_S)].tolist()
 
     @property
     def last_step(self) -> int:
@@ -45,16 +45,18 @@ class RunFiles:
         return flatten(config_tree(self.config)).get(name)
 
     def loads(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps [S] and shares of the tokens [S, L, E], from routing.npz or else from the metrics."""
-        if {"load_SLE", "step_S"} <= self.routing.keys():
-            step_S, load_SLE = self.routing["step_S"], self.routing["load_SLE"]
-            if load_SLE.ndim == 3 and step_S.shape == load_SLE.shape[:1]:
-                return step_S, load_SLE
-        found = [r for r in self.records if np.ndim(r.get("router/load_LE")) == 2]
-        shapes = {np.shape(r["router/load_LE"]) for r in found}
-        if len(shapes) != 1:
+        """Steps [S] and finite shares of the tokens [S, L, E], from routing.npz or else from the metrics."""
+        step_S, load_SLE = (self.routing.get(name, np.zeros(0)) for name in ("step_S", "load_SLE"))
+        if load_SLE.ndim != 3 or step_S.shape != load_SLE.shape[:1]:
+            step_S, load_SLE = self._recorded_loads()
+        finite_S = np.isfinite(load_SLE).all((1, 2))
+        return step_S[finite_S], load_SLE[finite_S]
+
+    def _recorded_loads(self) -> tuple[np.ndarray, np.ndarray]:
+        found = [(r["step"], np.array(r[LOAD], float)) for r in self.records if LOAD in r]
+        if len({load.shape for _, load in found}) != 1 or found[0][1].ndim != 2:
             return np.zeros(0, int), np.zeros((0, 0, 0))
-        return metrics.series(found, "router/load_LE")
+        return np.array([step for step, _ in found]), np.array([load for _, load in found])
 
 
 def config_tree(config: dict[str, Any]) -> dict[str, Any]:

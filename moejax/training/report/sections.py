@@ -11,17 +11,15 @@ from moejax.training.report.line_chart import Line, Mark, chart
 from moejax.training.report.run_files import RunFiles, config_tree, flatten
 
 MOST_FILES = 500
-SMALL_CHARTS = (  # metric, title with unit, logarithmic
-    ("train/learning_rate", "Learning rate", False),
-    ("train/grad_norm", "Gradient norm", True),
-    ("speed/tokens_per_s", "Tokens per second", False),
-    ("router/load_max", "Largest expert load (1 = even share)", False),
-    ("router/entropy", "Router entropy (nats)", False),
-    ("router/dropped", "Dropped tokens (share)", False),
-    ("loss/balance", "Balance loss", False),
-    ("loss/z", "Router z-loss", False),
-)
-NOISY = ("train/grad_norm", "speed/tokens_per_s", "router/load_max", "router/entropy", "loss/balance")
+TITLES = {  # of the small charts, in this order; other losses and router metrics go by their names
+    "train/learning_rate": "Learning rate",
+    "train/grad_norm": "Gradient norm",
+    "speed/tokens_per_s": "Tokens per second",
+    "router/load_max": "Largest expert load (1 = even share)",
+    "router/entropy": "Router entropy (nats)",
+    "router/dropped": "Dropped tokens (share)",
+}
+STEADY = ("train/learning_rate", "router/dropped")  # drawn as they are; the rest under a running mean
 escape = html.escape
 
 
@@ -32,27 +30,24 @@ def none(words: str) -> str:
 
 def verdict(run: RunFiles) -> str:
     """What came of the run, in a sentence or two."""
-    words, total = [], run.setting("train.steps")
     if not run.records:
         return none("Nothing has been recorded yet.")
+    words, total = "", run.setting("train.steps")
     if isinstance(total, int) and run.last_step < total:
-        words.append(f"The run has reached step {run.last_step:,} of {total:,}.")
-    bits = run.last("eval/bits_per_byte")
-    if bits is None:
-        words.append("No evaluation on held-out text has been recorded.")
-    else:
-        against = " and ".join(_compare(bits, name, mark) for name, mark in run.baselines.items())
-        words.append(
-            f"Held-out text costs the model <b>{bits:.3f} bits per byte</b>{against and ': '}{against}."
-        )
-    return f'<p class="verdict">{" ".join(words)}</p>'
+        words = f"The run has reached step {run.last_step:,} of {total:,}. "
+    evaluations = run.scalars("eval/bits_per_byte")
+    if not evaluations:
+        return f'<p class="verdict">{words}No evaluation on held-out text has been recorded.</p>'
+    bits = evaluations[-1]
+    words += f"Held-out text costs the model <b>{bits:.3f} bits per byte</b>"
+    if run.baselines:
+        words += ": " + " and ".join(_compare(bits, name, mark) for name, mark in run.baselines.items())
+    return f'<p class="verdict">{words}.</p>'
 
 
 def _compare(bits: float, name: str, mark: float) -> str:
     change = bits / mark - 1
-    relation = (
-        "the same as" if abs(change) < 5e-4 else f"{abs(change):.1%} {'less' if change < 0 else 'more'} than"
-    )
+    relation = f"{abs(change):.1%} {'less' if change < 0 else 'more'} than"
     return f"{relation} {escape(name)} ({mark:.3f})"
 
 
@@ -68,16 +63,15 @@ def figures(run: RunFiles) -> str:
         ("eval/loss", "held-out loss (nats per token)"),
         ("train/loss", "last training loss"),
     ):
-        if (value := run.last(name)) is not None:
-            tiles.append((label, f"{value:.3f}"))
+        if values := run.scalars(name):
+            tiles.append((label, f"{values[-1]:.3f}"))
     for name, label, unit in (
         ("speed/tokens_per_s", "tokens per second, median", 1),
         ("speed/flops_per_s", "GFLOP/s, median", 1e-9),
         ("time/step_s", "seconds per step, median", 1),
     ):
-        value_S = run.series(name)[1]
-        if np.isfinite(value_S).any():
-            tiles.append((label, numbers.plain(float(np.nanmedian(value_S)) * unit)))
+        if values := run.scalars(name):
+            tiles.append((label, numbers.plain(float(np.median(values)) * unit)))
     _, load_SLE = run.loads()
     if load_SLE.size:
         dead = int((load_SLE[-1] * load_SLE.shape[2] < Health.dead_share).sum())
@@ -88,9 +82,8 @@ def figures(run: RunFiles) -> str:
 
 def _nonfinite(run: RunFiles) -> str:
     """A warning when losses or updates were not finite."""
-    _, bad_S = run.series("health/nonfinite")
-    count = int((bad_S > 0).sum()) if bad_S.ndim == 1 else 0
-    count = max(count, sum("train/loss" in r.get("nonfinite", {}) for r in run.records))
+    skipped = sum(value > 0 for value in run.scalars("health/nonfinite"))
+    count = max(skipped, sum("train/loss" in record.get("nonfinite", {}) for record in run.records))
     if not count:
         return ""
     words = f"{count:,} of {len(run.records):,} reports had a loss or an update that was not finite."
@@ -99,7 +92,7 @@ def _nonfinite(run: RunFiles) -> str:
 
 def losses(run: RunFiles) -> str:
     """Loss and bits per byte, then the rest of the training as small charts."""
-    name = "train/next_token" if run.series("train/next_token")[0].size else "train/loss"
+    name = next((n for n in ("loss/next_token", "train/next_token") if run.scalars(n)), "train/loss")
     marks = tuple(Mark(label, bits) for label, bits in run.baselines.items())
     held_out = Line("held-out", *run.series("eval/loss"), tone="b", dots=True)
     main = [
@@ -111,13 +104,24 @@ def losses(run: RunFiles) -> str:
         ),
     ]
     small = [
-        chart(title, [Line(title, *run.series(metric), "c", metric in NOISY)], log=log, small=True)
-        for metric, title, log in SMALL_CHARTS
-        if run.series(metric)[0].size
+        chart(
+            TITLES.get(metric, metric),
+            [Line(metric, *run.series(metric), tone="c", noisy=metric not in STEADY)],
+            log=metric == "train/grad_norm",
+            small=True,
+        )
+        for metric in _small_charts(run, without=name)
     ]
     waits = _data_wait(run)
     small += [chart("Waiting for data (% of a step)", [waits], small=True)] if waits else []
     return f'<div class="wide">{"".join(main)}</div><div class="three">{"".join(small)}</div>'
+
+
+def _small_charts(run: RunFiles, without: str) -> list[str]:
+    """The scalar metrics that get a small chart."""
+    names = {name for record in run.records for name in record if name.startswith(("loss/", "router/"))}
+    more = sorted(name for name in names - TITLES.keys() - {without} if run.scalars(name))
+    return [name for name in TITLES if run.scalars(name)] + more
 
 
 def _data_wait(run: RunFiles) -> Line | None:
