@@ -19,7 +19,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_terminate_timeout_seconds=240",
     )
 )
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# XLA sizes its pool by the cores; with fewer than two threads per device, collectives that were
+# dispatched without waiting starve one another and hang for ever.
+os.environ["NPROC"] = "32"
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # `configs` and the doors lie beside the package; a checkout that is not installed has them here.
