@@ -104,11 +104,8 @@ def _frame(lines: list[Line], marks: tuple[Mark, ...], log: bool, small: bool) -
     else:
         margin = 0.06 * (high - low)
         low, high = (0.0 if 0 <= low < 2 * margin else low - margin), high + margin
-    x_low, x_high = float(steps.min()), float(steps.max())
-    x_low = 0.0 if x_low < 0.2 * x_high else x_low
     width, height, bottom = (340, 180, 24) if small else (540, 310, 34)
-    x = (x_low, x_high if x_high > x_low else x_low + 1)
-    return Frame(width, height, x, (low, high), log, bottom=bottom)
+    return Frame(width, height, (0.0, max(float(steps.max()), 1.0)), (low, high), log, bottom=bottom)
 
 
 def _axes(frame: Frame, small: bool) -> str:

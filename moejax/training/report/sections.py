@@ -269,6 +269,6 @@ def _files(files: list[dict[str, Any]]) -> str:
         else ""
     )
     return (
-        f"<details><summary>{len(files):,} files{more}</summary>"
+        f"<details><summary>Files ({len(files):,}){more}</summary>"
         f"<div class='scroll'><table><tr>{head}</tr>{rows}</table></div></details>"
     )

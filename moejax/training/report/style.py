@@ -34,7 +34,7 @@ p { margin: .3rem 0 .9rem; max-width: 75ch; }
 .tile b { display: block; font-size: 1.45rem; font-weight: 600; line-height: 1.25; }
 .tile span { color: var(--soft); font-size: .85rem; }
 .wide { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); }
-.three { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); }
+.three { display: grid; gap: .9rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .wide + .three { margin-top: .9rem; } .wide, .three { align-items: start; }
 figcaption {
   font-size: .92rem; font-weight: 600; margin-bottom: .4rem; display: flex; gap: 1rem; flex-wrap: wrap;
