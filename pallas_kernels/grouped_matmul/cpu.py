@@ -1,16 +1,16 @@
 """Grouped products out of plain XLA operations, made for CPU and correct everywhere.
 
-Copies and repeated packing of the weights are what costs time here, so a group is one dot where possible.
-The rows of a group are cut into chunks of at most twice the mean group; a chunk is rounded up to one of a few
-static row counts, and all chunks of one row count run in one loop that updates the result in place:
+What costs time here is copies, and packing the same weights again for every small dot. So a group is few dots:
+its rows are cut into chunks of about the mean group, the first one rounded up to one of a few static row counts,
+and all chunks of one row count run in one loop that updates the result in place:
 
     for rows in (step, 2 step, ..., longest):          unrolled: static shapes
         while a chunk of this length is left:          dynamic trip count
             out[chunk] = lhs[chunk] @ rhs[its group]
 
-Rounding up costs half a step per chunk, a sixteenth of the mean group. A chunk that reaches past its group
-(or, moved up, begins before it) computes rows of other groups too; a select keeps what was there.
-Branches (`lax.switch`) instead of the loops would copy the whole result at every chunk.
+Rounding up costs half a step per group, a sixteenth of the mean group. A chunk that reaches past its group (or,
+moved up at the end of the buffer, begins before it) computes rows of other groups too; a select keeps what was
+there. Branches (`lax.switch`) in the place of the loops would copy the whole result at every chunk.
 """
 
 import jax
@@ -19,18 +19,19 @@ from jax import lax
 
 from pallas_kernels.varying import vary, varying_axes
 
-ROW_COUNTS = 16  # different chunk lengths; each is one dot in the program
-MIN_STEP, MAX_STEP = 8, 128  # rows
+MOST_LENGTHS = 8  # different chunk lengths; each is a loop in the program, and time to compile
+MIN_STEP, MAX_STEP = 16, 128  # rows
 
 
-def chunk_rows(num_rows: int, num_groups: int) -> tuple[int, ...]:
-    """The static chunk lengths for `num_rows` sorted rows: multiples of a step that follows the mean group."""
+def chunk_lengths(num_rows: int, num_groups: int) -> tuple[int, ...]:
+    """The static chunk lengths for `num_rows` sorted rows: multiples of a step, up to about the mean group."""
     mean = num_rows // num_groups
     step = MIN_STEP
-    while step < MAX_STEP and 2 * step * ROW_COUNTS <= 2 * mean:
+    while step < MAX_STEP and step * MOST_LENGTHS < mean:
         step *= 2
-    multiples = [step * (i + 1) for i in range(ROW_COUNTS)]
-    return tuple(rows for rows in multiples if rows < num_rows) + ((num_rows,) if num_rows <= multiples[-1] else ())
+    longest = min(-(-max(mean, 1) // step), MOST_LENGTHS) * step
+    shorter_than_all = tuple(range(step, min(longest + 1, num_rows), step))
+    return shorter_than_all + ((num_rows,) if num_rows <= longest else ())
 
 
 def schedule(start_G, end_G, lengths: tuple[int, ...], num_rows: int):
@@ -65,7 +66,7 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
     `at` is the row where as many static rows begin as `inside` has; `first` says (statically) that the chunk is
     its group's first.
     """
-    lengths = chunk_rows(num_rows, start_G.shape[0])
+    lengths = chunk_lengths(num_rows, start_G.shape[0])
     (group_C, first_C, end_C), stop_L = schedule(start_G, end_G, lengths, num_rows)
     carry = (jnp.zeros_like(stop_L[0]), out)
     for i, rows in enumerate((*lengths, lengths[-1])):
