@@ -5,6 +5,7 @@ overwrite them from then on; each process writes its own shards; a reader names 
 """
 
 import asyncio
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from moejax.training.leaves import original_form, stored_form
+
+
+def _is_no_repetition(record: logging.LogRecord) -> bool:
+    """Orbax logs the whole trace of an error that it raises as well; who catches it says it in one line."""
+    return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+
+logging.getLogger("absl").addFilter(_is_no_repetition)
 
 
 class ArrayFiles:

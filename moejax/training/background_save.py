@@ -80,7 +80,7 @@ class BackgroundSave:
         self.copied.set()
         self._named = None
         if self.error is None and not self._shop.store.path(self.step).is_dir():
-            self.error = OSError("another process of the run could not write its part")
+            self.error = OSError("process 0 could not commit it")
         if self.error is not None:
             self._give_up()
         self.done.set()
@@ -134,6 +134,8 @@ class BackgroundSave:
         files = list(self._head.files)
         for process in range(1, shop.peers.count):
             letter = self._letter(process)
+            if not letter.exists():
+                raise OSError(f"process {process} did not write its part")
             files += [FileEntry(*entry) for entry in json.loads(letter.read_text())]
             letter.unlink()
         shop.store.commit(self._temp, dataclasses.replace(self._head, files=tuple(sorted(files))))
