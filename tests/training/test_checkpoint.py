@@ -128,19 +128,21 @@ def test_any_mesh_restores_what_another_saved(tmp_path, source, target):
         assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
-def test_the_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+def test_the_state_may_be_donated_or_overwritten_as_soon_as_save_returns(tmp_path):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    state = jnp.zeros((1 << 18,))
+    state, host = jnp.zeros((1 << 18,)), np.zeros((1 << 18,))
     checkpoints = Checkpointer(tmp_path, CheckpointConfig(keep_last=10))
     for number in range(5):
-        checkpoints.save(number, {"x": state}, {})
+        checkpoints.save(number, {"x": state, "host": host}, {})
+        host[:] = number + 1
         for _ in range(10):
             state = step(state)
     for number in range(5):
-        found = checkpoints.restore({"x": jax.ShapeDtypeStruct(state.shape, state.dtype)}, step=number).state[
-            "x"
-        ]
-        np.testing.assert_array_equal(found, 10 * number)
+        found = checkpoints.restore(
+            {"x": jax.ShapeDtypeStruct(state.shape, state.dtype), "host": host}, step=number
+        )
+        np.testing.assert_array_equal(found.state["x"], 10 * number)
+        np.testing.assert_array_equal(found.state["host"], number)
 
 
 def test_a_checkpoint_of_another_model_is_refused_leaf_by_leaf(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -34,6 +35,22 @@ with Interrupt():
     libc = ctypes.CDLL(None)
     for _ in range(60):
         libc.sleep(1)
+"""
+
+
+# One of two processes that must stop at the same step.
+PAIR = """
+import sys, time
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", num_processes=2, process_id=int(sys.argv[2]))
+from moejax.training.signals import Interrupt
+with Interrupt() as interrupt:
+    for step in range(1, 2000):
+        print("step", step, flush=True)
+        time.sleep(0.02)
+        if interrupt.should_stop(step):
+            print(interrupt.describe(step), flush=True)
+            break
 """
 
 
@@ -81,6 +98,23 @@ def test_signals_are_heard_while_the_main_thread_is_busy():
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
     assert process.returncode == EXIT_CODE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_processes_stop_at_the_same_step(number):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    with start(PAIR, port, "0") as first, start(PAIR, port, "1") as second:
+        for process in (first, second):
+            while not process.stdout.readline().startswith("step"):
+                pass
+        second.send_signal(number)
+        outputs = [process.communicate(timeout=60) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), outputs
+    ends = [out.splitlines()[-1] for out, _ in outputs]
+    assert ends[0].split("after")[1] == ends[1].split("after")[1]
+    assert f"stopped by {number.name} after step" in ends[1]
 
 
 def test_handlers_are_put_back():
