@@ -1,0 +1,64 @@
+"""From logits to a token; every row has its own settings and its own noise, so rows do not know each other."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class SamplingRows:
+    """The settings of every row."""
+
+    temperature_B: jax.Array  # f32; 0 takes the most likely token
+    top_k_B: jax.Array  # i32; 0 keeps all
+    top_p_B: jax.Array  # f32; 1 keeps all
+    seed_B: jax.Array  # u32
+
+
+def sample(logits_BV, settings: SamplingRows, pos_B):
+    """i32[B]: the token that takes position `pos_B`, drawn from softmax(logits / temperature).
+
+    The noise of a row is a function of its seed and position alone.
+    """
+    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    hot_B = settings.temperature_B > 0
+
+    def draw():
+        below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)  # so that no temperature overflows
+        scaled_BV = below_BV / jnp.where(hot_B, settings.temperature_B, 1.0)[:, None]
+        narrowed_B = hot_B & ((settings.top_k_B > 0) | (settings.top_p_B < 1))
+        kept_BV = jax.lax.cond(  # sorting the vocabulary costs more than a small model's step
+            jnp.any(narrowed_B),
+            lambda: narrow(scaled_BV, settings.top_k_B, settings.top_p_B),
+            lambda: scaled_BV,
+        )
+        drawn_B = jnp.argmax(kept_BV + noise(settings.seed_B, pos_B, kept_BV.shape[-1]), axis=-1)
+        return jnp.where(hot_B, drawn_B.astype(jnp.int32), greedy_B)
+
+    return jax.lax.cond(jnp.any(hot_B), draw, lambda: greedy_B)
+
+
+def narrow(logits_BV, top_k_B, top_p_B):
+    """-inf outside the `top_k` most likely tokens, then outside the fewest of them that reach `top_p`.
+
+    Tokens as likely as the last one kept are kept too.
+    """
+    V = logits_BV.shape[-1]
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    k_B = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, V), V)
+    share_BV = jax.nn.softmax(jnp.where(jnp.arange(V)[None] < k_B[:, None], sorted_BV, -jnp.inf), axis=-1)
+    before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
+    reach_B = jnp.sum(before_BV < top_p_B[:, None], axis=-1)
+    reach_B = jnp.where(top_p_B < 1, jnp.maximum(reach_B, 1), V)  # rounding must not cut the tail of top_p = 1
+    count_B = jnp.minimum(k_B, reach_B)
+    last_B1 = jnp.take_along_axis(sorted_BV, count_B[:, None] - 1, axis=-1)
+    return jnp.where(logits_BV >= last_B1, logits_BV, -jnp.inf)
+
+
+def noise(seed_B, pos_B, num: int):
+    """Gumbel noise f32[B, num]: adding it turns argmax into a draw from the softmax."""
+
+    def one(seed, pos):
+        return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), pos), (num,), jnp.float32)
+
+    return jax.vmap(one)(seed_B, pos_B)
