@@ -54,6 +54,10 @@ class Gqa:
             "o": Spec((H, A, D), ("heads", None, "embed"), Normal((2 * m.num_layers * H * A) ** -0.5), m.param_dtype),
         }
 
+    def mixing_flops(self, length: int) -> float:
+        """FLOPs per token of scores and mix over `length` keys, masked ones included."""
+        return 4.0 * self.num_heads * self.head_width * length
+
     def cache(self, m, num_slots: int, length: int):
         shape = (num_slots, length, self.num_kv_heads, self.head_width)
         empty = Spec(shape, ("batch", None, "kv_heads", None), Constant(0.0), m.dtype)

@@ -14,12 +14,13 @@ def specs(m):
     """Parameters of the model `m`."""
     V, D = m.vocab, m.width
     tree = {
-        "embed": Spec((V, D), ("vocab", "embed"), Normal(D**-0.5), m.param_dtype),
+        # Small, so that a tied model does not begin by predicting the token it has just read.
+        "embed": Spec((V, D), ("vocab", "embed"), Normal(0.02), m.param_dtype),
         "norm": Spec((D,), (None,), Constant(1.0), m.param_dtype),
         **stack.specs(m),
     }
     if not m.tied:
-        tree["unembed"] = Spec((V, D), ("vocab", "embed"), Normal(D**-0.5), m.param_dtype)
+        tree["unembed"] = Spec((V, D), ("vocab", "embed"), Normal(0.02), m.param_dtype)
     return tree
 
 
@@ -34,10 +35,9 @@ def init_cache(m, num_slots: int, length: int):
 
 
 def embed(params, m, token_BT):
-    """Rows of the embedding table, scaled to unit variance."""
+    """Rows of the embedding table."""
     table_VD = sharding.whole(params["embed"])
-    h_BTD = table_VD.at[token_BT].get(out_sharding=sharding.out("BTD"))
-    return (h_BTD * m.width**0.5).astype(m.dtype)
+    return table_VD.at[token_BT].get(out_sharding=sharding.out("BTD")).astype(m.dtype)
 
 
 def unembed(params, m, hidden_BTD):

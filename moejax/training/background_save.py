@@ -63,6 +63,7 @@ class BackgroundSave:
     def __init__(self, shop: Workshop, step: int, named: dict[str, Any], meta: dict[str, Any], count: int):
         self.step = step
         self.error: Exception | None = None
+        self.failure = ""  # what the user is told of the error, in one line
         self.copied = threading.Event()
         self.done = threading.Event()
         self._shop = shop
@@ -75,15 +76,17 @@ class BackgroundSave:
         threading.Thread(target=self._run, name=f"save-{step}").start()
 
     def _run(self) -> None:
-        for action in (self._make_temp, self._write_arrays, self._seal, self._commit):
-            self._together(action)
-        self.copied.set()
-        self._named = None
-        if self.error is None and not self._shop.store.path(self.step).is_dir():
-            self.error = OSError("process 0 could not commit it")
-        if self.error is not None:
-            self._give_up()
-        self.done.set()
+        try:
+            for action in (self._make_temp, self._write_arrays, self._seal, self._commit):
+                self._together(action)
+            if self.error is None and not self._shop.store.path(self.step).is_dir():
+                self.error = OSError("process 0 could not commit it")
+            if self.error is not None:
+                self._give_up()
+        finally:  # whatever happened, the trainer must not wait for it
+            self._named = None
+            self.copied.set()
+            self.done.set()
 
     def _together(self, action: Callable[[], None]) -> None:
         """Do `action`, unless something failed before, and wait until all processes are as far."""
@@ -147,19 +150,13 @@ class BackgroundSave:
     def _give_up(self) -> None:
         if self._shop.peers.is_first:
             self._shop.store.discard(self._temp)
-        log.error("%s", self.describe_failure())
-
-    def describe_failure(self) -> str:
-        """One line for the user: what failed, and what is missing."""
-        if not is_disk_full(self.error):
-            reason = " ".join(str(self.error).split())[:300] or type(self.error).__name__
-            return f"checkpoint of step {self.step} was not saved: {reason}"
-        root = self._shop.store.root
-        free = shutil.disk_usage(root).free
-        return (
-            f"checkpoint of step {self.step} was not saved: the disk of {root} is full, "
-            f"{self._num_bytes:,} bytes needed, {free:,} free; delete something there"
-        )
+        reason = " ".join(str(self.error).split())[:300] or type(self.error).__name__
+        if is_disk_full(self.error):
+            root = self._shop.store.root
+            free = shutil.disk_usage(root).free
+            reason = f"the disk of {root} is full, {self._num_bytes:,} bytes needed, {free:,} free"
+        self.failure = f"checkpoint of step {self.step} was not saved: {reason}"
+        log.error("%s", self.failure)
 
 
 def _failure(future: Any) -> Exception | None:

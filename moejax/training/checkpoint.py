@@ -113,6 +113,18 @@ class Checkpointer:
             self._pending.done.wait()
             self._settle()
 
+    def wait_for(self, step: int) -> None:
+        """Wait, and insist that `step` was saved: before the process ends.
+
+        Raises:
+            StorageError: it was not, or as in `save`.
+        """
+        self.wait()
+        if not self._peers.from_first(step in self.steps()):
+            raise StorageError(
+                f"step {step} was not saved, the newest that was is step {self.latest()}; the log says why"
+            )
+
     def _settle(self) -> None:
         ended, self._pending = self._pending, None
         if ended.error is None:
@@ -122,11 +134,11 @@ class Checkpointer:
         self.num_failures += 1
         self.failures_in_a_row += 1
         if self._cfg.on_disk_full == "stop" and is_disk_full(ended.error):
-            raise StorageError(ended.describe_failure()) from ended.error
+            raise StorageError(ended.failure) from ended.error
         if self.failures_in_a_row >= self._cfg.max_failures:
             raise StorageError(
                 f"{self.failures_in_a_row} saves in a row failed, train.checkpoint.max_failures="
-                f"{self._cfg.max_failures}; the last: {ended.describe_failure()}"
+                f"{self._cfg.max_failures}; the last: {ended.failure}"
             ) from ended.error
 
     def restore(self, abstract_state: PyTree, *, step: int | None = None) -> Restored | None:

@@ -10,6 +10,8 @@ import dataclasses
 import errno
 import functools
 import os
+import signal
+import time
 
 from moejax.errors import UsageError
 
@@ -30,11 +32,13 @@ POINTS = (
 )
 
 WHAT = {
-    "step": ("kill", "term", "int", "hang", "spike", "nan", "inf", "flip"),
+    "step": ("kill", "term", "int", "hang", "flip"),
     "batch": ("nan", "inf", "spike"),
     "save": ("enospc", "eio", "fail"),
     "point": ("exit",),
 }
+
+SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 
 EXIT_AT_POINT = 9  # what a process that dies at a point exits with
 
@@ -123,3 +127,33 @@ def fail_save(count: int) -> None:
     if what:
         code = {"enospc": errno.ENOSPC, "eio": errno.EIO}[what]
         raise OSError(code, os.strerror(code))
+
+
+def strike(step: int) -> None:
+    """Do to this process what the plan says for `step`: kill, interrupt, or hang it."""
+    what = plan().at("step", step)
+    if what in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[what])
+    elif what == "hang":
+        time.sleep(3600)
+
+
+def spoil(step: int, batch: dict) -> dict:
+    """The batch as the plan wants it: weights that are not finite, or targets that nobody could expect."""
+    what = plan().at("batch", step)
+    if what == "spike":
+        return {**batch, "target": 0 * batch["target"]}
+    return batch if what is None else {**batch, "weight": batch["weight"] * float(what)}
+
+
+def flip(step: int, state):
+    """The state with the lowest bit of one parameter flipped, if the plan says so for `step`."""
+    if plan().at("step", step) != "flip":
+        return state
+    import jax
+
+    leaves, tree = jax.tree.flatten(state)
+    index = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    flat = leaves[index].ravel()
+    leaves[index] = flat.at[0].set(jax.numpy.nextafter(flat[0], flat[0] + 1)).reshape(leaves[index].shape)
+    return jax.tree.unflatten(tree, leaves)

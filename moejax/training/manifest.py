@@ -151,9 +151,9 @@ def _writer(relative: str) -> int:
 
 
 def _seal_file(path: Path, relative: str) -> FileEntry:
+    durable.sync(path)
     with open(path, "rb") as file:
         num_bytes, sha256 = _hash(file)
-        durable.sync_file(file.fileno())
     return FileEntry(relative, num_bytes, sha256)
 
 

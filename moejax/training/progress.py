@@ -72,8 +72,8 @@ def report_line(
         known["mfu"] = metrics["speed/flops_per_s"] / peak_flops
     if "time/data_s" in metrics and metrics.get("time/step_s"):
         known["data_wait"] = metrics["time/data_s"] / metrics["time/step_s"]
-    if not metrics.get("health/nonfinite"):
-        known["health/nonfinite"] = None
+    if not metrics.get("health/skipped"):
+        known["health/skipped"] = None
     pairs = [
         f"{label}={form(float(known[name]))}" for name, label, form in FIELDS if known.get(name) is not None
     ]
@@ -101,7 +101,7 @@ FIELDS = (  # metric, its name in the line, its form
     ("router/dropped", "dropped", _share),
     ("router/entropy", "entropy", _fixed(2)),
     ("dead", "dead", _fixed(0)),
-    ("health/nonfinite", "nonfinite", _fixed(0)),  # updates skipped in a row
+    ("health/skipped", "nonfinite", _fixed(0)),  # updates skipped in a row
 )
 
 

@@ -11,11 +11,12 @@ from moejax.model import forward as model
 class TrainState:
     """What is saved, restored and updated. Randomness is a function of the run's seed and `step`."""
 
-    step: jax.Array  # i32; steps done, skipped ones too
+    step: jax.Array  # i32; steps done, skipped updates too
     params: dict
     opt_state: tuple
     loss_state: tuple  # per loss: what its controller remembers
-    nonfinite: jax.Array  # i32; skipped updates in a row
+    loss_mean: jax.Array  # f32; running mean of the applied steps' loss, 0 before the first
+    skipped: jax.Array  # i32; updates skipped in a row
 
 
 def init(key, m, losses, optimizer) -> TrainState:
@@ -26,5 +27,6 @@ def init(key, m, losses, optimizer) -> TrainState:
         params=params,
         opt_state=optimizer.init(params),
         loss_state=tuple(loss.init(m) for loss in losses),
-        nonfinite=jnp.zeros((), jnp.int32),
+        loss_mean=jnp.zeros((), jnp.float32),
+        skipped=jnp.zeros((), jnp.int32),
     )

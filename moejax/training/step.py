@@ -7,30 +7,37 @@ import optax
 from moejax.training import objective
 from moejax.training.state import TrainState
 
+LOSS_MEMORY = 0.98  # of the running mean that a spike is measured against
 
-def train_step(state: TrainState, batch, key, *, m, losses, optimizer, accumulate: int = 1):
-    """(new state, metrics). An update that is not finite is never applied; it is counted instead."""
+
+def train_step(state: TrainState, batch, key, *, m, losses, optimizer, accumulate: int = 1, spike_factor: float = 0.0):
+    """(new state, metrics). An update that is not finite, or follows a loss spike, is never applied."""
     key = jax.random.fold_in(key, state.step)
     (loss, (loss_state, metrics)), grads = objective.value_and_grad(
         state.params, m, losses, state.loss_state, batch, key, accumulate
     )
     grad_norm = optax.global_norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    apply = finite
+    if spike_factor:
+        apply &= (state.loss_mean == 0.0) | (loss <= spike_factor * state.loss_mean)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     def keep(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, old)
 
+    mean = jnp.where(state.loss_mean == 0.0, loss, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * loss)
     new = TrainState(
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         loss_state=keep(loss_state, state.loss_state),
-        nonfinite=jnp.where(finite, 0, state.nonfinite + 1),
+        loss_mean=keep(mean.astype(jnp.float32), state.loss_mean),
+        skipped=jnp.where(apply, 0, state.skipped + 1),
     )
-    metrics = {"train/loss": loss, "train/grad_norm": grad_norm, "health/nonfinite": new.nonfinite, **metrics}
-    return new, metrics
+    health = {"health/skipped": new.skipped}
+    return new, {"train/loss": loss, "train/grad_norm": grad_norm, **health, **metrics}
 
 
 def eval_step(params, loss_state, batch, *, m, losses):

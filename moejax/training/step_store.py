@@ -84,7 +84,9 @@ class StepStore:
     def commit(self, temp: Path, content: Manifest) -> None:
         """Make what lies in `temp` the step `content.step`, in one rename. Its files are sealed already."""
         faults.reach("files_synced")
-        durable.write_file(temp / manifest.NAME, content.to_json())
+        (temp / manifest.NAME).write_bytes(content.to_json())
+        faults.reach("manifest_written")
+        durable.sync(temp / manifest.NAME)
         durable.sync_directories(temp)
         faults.reach("manifest_synced")
         final, old = self.path(content.step), self.root / f".old-{content.step}"
@@ -95,7 +97,7 @@ class StepStore:
         temp.rename(final)
         faults.reach("after_rename")
         try:
-            durable.sync_directory(self.root)
+            durable.sync(self.root)
         except OSError:  # the name may not be on disk, so the step is not committed
             final.rename(temp)
             if old.exists():
@@ -115,7 +117,7 @@ class StepStore:
         number = next(n for n in range(1, len(taken) + 2) if f"{step}.corrupt-{n}" not in taken)
         aside = self.root / f"{step}.corrupt-{number}"
         self.path(step).rename(aside)
-        durable.sync_directory(self.root)
+        durable.sync(self.root)
         return aside
 
     def prune(self, cfg: CheckpointConfig) -> None:

@@ -82,7 +82,7 @@ def figures(run: RunFiles) -> str:
 
 def _nonfinite(run: RunFiles) -> str:
     """A warning when losses or updates were not finite."""
-    skipped = sum(value > 0 for value in run.scalars("health/nonfinite"))
+    skipped = sum(value > 0 for value in run.scalars("health/skipped"))
     count = max(skipped, sum("train/loss" in record.get("nonfinite", {}) for record in run.records))
     if not count:
         return ""
