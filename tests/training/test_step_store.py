@@ -174,14 +174,14 @@ def test_verify_run_reports_every_step(tmp_path):
 def test_a_step_whose_name_is_not_on_disk_is_not_committed(tmp_path, monkeypatch):
     store = StepStore(tmp_path)
     write_step(store, 1)
-    sync = durable.sync_directory
+    sync = durable.sync
 
-    def fail_at_the_root(directory):
-        if directory == store.root:
+    def fail_at_the_root(path):
+        if path == store.root:
             raise OSError(5, "Input/output error")
-        sync(directory)
+        sync(path)
 
-    monkeypatch.setattr(durable, "sync_directory", fail_at_the_root)
+    monkeypatch.setattr(durable, "sync", fail_at_the_root)
     for step in (1, 2):
         with pytest.raises(OSError):
             write_step(store, step, value=7)
