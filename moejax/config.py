@@ -131,7 +131,6 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 100
     eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
-    sample_every: int = 0  # steps between text samples; 0 samples at the end only
     max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
     spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
     verify_every: int = 0  # steps between runs of one step twice, to catch silent data corruption; 0 never does

@@ -9,6 +9,7 @@ import numpy as np
 
 from moejax import sharding
 from moejax.model.forward import forward
+from moejax.model_io import Model
 from moejax.serving.generate import generate
 from moejax.training import durable, objective, report
 from moejax.training.data.corpus import Corpus
@@ -27,7 +28,22 @@ def write_all(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) ->
     if jax.process_index() != 0:
         return
     np.savez(run_dir / "routing.npz", **routing)
+    write_samples(run_dir, program, state, corpus)
     report.write(run_dir)
+
+
+def write_samples(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) -> None:
+    """What the model writes after a few beginnings, greedily and drawn."""
+    run = program.run
+    sides = objective.sides_of(run.model, program.losses, state.loss_state)
+    model = Model(run.model, state.params, corpus.tokenizer, run.train.seq_len, sides)
+    room = run.train.seq_len - max(len(corpus.tokenizer.encode(prompt)) for prompt in PROMPTS) - 1
+    completions = generate(model, PROMPTS, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, seed=run.train.seed)
+    lines = [
+        json.dumps({"step": int(state.step), "prompt": prompt, "text": completion.text})
+        for prompt, completion in zip(PROMPTS, completions, strict=True)
+    ]
+    durable.write_file(run_dir / "samples.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def kind_loads(program: Program, state, corpus: Corpus) -> dict[str, np.ndarray]:
