@@ -19,6 +19,13 @@ from moejax.analysis.memory import compiled_memory
 
 Trips = int | Callable[[str], int] | None
 
+# What an op name holds beside named scopes: transformations around them, and the names of control flow.
+_TRANSFORMS = re.compile(r"\bjit\([^()]*\)|\b(?:transpose|jvp|vmap|remat|checkpoint)\(|\)")
+_PLUMBING = re.compile(
+    r"while|body|cond|branch_\d+_fun|scan|closed_call|custom_[jv][jv]p_call|shard_map|checkpoint|remat2?"
+    r"|rematted_computation"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -169,12 +176,6 @@ def _phase(op_name: str) -> str:
     if "rematted_computation" in op_name:
         return "remat"
     return "backward" if "transpose(" in op_name else "forward"
-
-
-_TRANSFORMS = re.compile(r"\bjit\([^()]*\)|\b(?:transpose|jvp|vmap|remat|checkpoint)\(|\)")
-_PLUMBING = re.compile(
-    r"while|body|cond|closed_call|checkpoint|remat2?|rematted_computation|shard_map|scan|custom_[jv][jv]p_call|branch_\d+_fun"
-)
 
 
 def _scope(op_name: str, depth: int) -> str:

@@ -16,7 +16,7 @@ logistic maximum minimum multiply negate power remainder round-nearest-afz round
 sine sqrt subtract tan tanh
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
-_GEMM = re.compile(r'custom_call_target="[^"]*(?:matmul|gemm|ynn_dot)[^"]*"', re.IGNORECASE)
+_GEMM = re.compile(r'custom_call_target="[^"]*(?:matmul|gemm)[^"]*"', re.IGNORECASE)
 
 
 def matmul_flops(op: Op, home: Computation) -> int:
