@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.grouped_matmul.reference import accumulator
 from pallas_kernels.varying import vary, varying_axes
 
 MOST_LENGTHS = 8  # different chunk lengths; each is a loop in the program, and time to compile
@@ -91,7 +92,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
         del first  # every row is written once
         lhs_RK = lax.dynamic_slice_in_dim(lhs_MK, at, len(inside_R1))
         rhs_of_group = lax.dynamic_index_in_dim(rhs, group, keepdims=False)
-        product_RN = lax.dot_general(lhs_RK, rhs_of_group, dims, preferred_element_type=_accumulator(lhs_MK))
+        product_RN = lax.dot_general(lhs_RK, rhs_of_group, dims, preferred_element_type=accumulator(lhs_MK))
         before_RN = lax.dynamic_slice_in_dim(out_MN, at, len(inside_R1))
         after_RN = jnp.where(inside_R1, product_RN.astype(dtype), before_RN)
         return lax.dynamic_update_slice_in_dim(out_MN, after_RN, at, 0)
@@ -103,7 +104,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     """See `reference.outer`."""
     num_rows, num_groups = lhs_MK.shape[0], start_G.shape[0]
-    accum = _accumulator(lhs_MK)
+    accum = accumulator(lhs_MK)
 
     def update(out_GKN, group, at, inside_R1, first):
         lhs_RK = jnp.where(inside_R1, lax.dynamic_slice_in_dim(lhs_MK, at, len(inside_R1)), 0)
@@ -116,7 +117,3 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     shape = (num_groups, lhs_MK.shape[1], rhs_MN.shape[1])
     out_GKN = vary(jnp.zeros(shape, accum), varying_axes(lhs_MK))
     return for_each_chunk(update, out_GKN, num_rows, start_G, end_G).astype(dtype)
-
-
-def _accumulator(x):
-    return jnp.promote_types(x.dtype, jnp.float32)

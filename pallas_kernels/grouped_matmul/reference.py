@@ -10,26 +10,36 @@ from pallas_kernels.varying import vary, varying_axes
 def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
     """out[m] = lhs[m] @ rhs[g] (or rhs[g].T) for the group with start[g] <= m < end[g], else zero."""
     rhs_GKN = jnp.swapaxes(rhs, 1, 2) if transpose_rhs else rhs
-    row_M = jnp.arange(lhs_MK.shape[0])
 
     def add_group(out_MN, group):
         rhs_KN, start, end = group
-        inside_M1 = ((row_M >= start) & (row_M < end))[:, None]
-        product_MN = jnp.where(inside_M1, lhs_MK, 0) @ rhs_KN
-        return jnp.where(inside_M1, product_MN, out_MN), None
+        inside_M1 = _inside(lhs_MK, start, end)
+        return jnp.where(inside_M1, _dot(jnp.where(inside_M1, lhs_MK, 0), rhs_KN), out_MN), None
 
-    zero_MN = jnp.zeros((lhs_MK.shape[0], rhs_GKN.shape[2]), lhs_MK.dtype)
+    zero_MN = jnp.zeros((lhs_MK.shape[0], rhs_GKN.shape[2]), accumulator(lhs_MK))
     out_MN, _ = lax.scan(add_group, vary(zero_MN, varying_axes(lhs_MK)), (rhs_GKN, start_G, end_G))
     return out_MN.astype(dtype)
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     """out[g] = lhs[start[g]:end[g]].T @ rhs[start[g]:end[g]]."""
-    row_M = jnp.arange(lhs_MK.shape[0])
 
     def one_group(group):
-        start, end = group
-        inside_M1 = ((row_M >= start) & (row_M < end))[:, None]
-        return jnp.where(inside_M1, lhs_MK, 0).T @ jnp.where(inside_M1, rhs_MN, 0)
+        inside_M1 = _inside(lhs_MK, *group)
+        return _dot(jnp.where(inside_M1, lhs_MK, 0).T, jnp.where(inside_M1, rhs_MN, 0))
 
     return lax.map(one_group, (start_G, end_G)).astype(dtype)
+
+
+def accumulator(x) -> jnp.dtype:
+    """The type in which products of `x` are summed."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _dot(lhs, rhs):
+    return jnp.matmul(lhs, rhs, preferred_element_type=accumulator(lhs))
+
+
+def _inside(x_MK, start, end):
+    row_M = jnp.arange(x_MK.shape[0])
+    return ((row_M >= start) & (row_M < end))[:, None]
