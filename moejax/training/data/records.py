@@ -62,8 +62,6 @@ def _json_lines(file: SourceFile, limit: int) -> Iterator[tuple[int, bytes | Bad
         with file.open() as stream:
             while record := stream.readline(limit + 2):  # 2 for the line's end
                 line += 1
-                if line == 1:
-                    record = record.removeprefix(codecs.BOM_UTF8)
                 if _skip_rest(stream, record, limit):
                     yield line, _too_long(limit)
                 elif record.strip():

@@ -29,7 +29,7 @@ def jsonl(texts):
 def corpus_of(tmp_path):
     """prepare() over files made from name -> bytes, with its own cache."""
 
-    def run(files, vocab=300, seq_len=16, **settings):
+    def run(files, vocab=300, seq_len=16, seed=0, **settings):
         folder = tmp_path / "data"
         folder.mkdir(exist_ok=True)
         for path in folder.iterdir():
@@ -37,7 +37,7 @@ def corpus_of(tmp_path):
         for name, content in files.items():
             (folder / name).write_bytes(content)
         cfg = DataConfig(source=(str(folder),), cache_dir=str(tmp_path / "cache"), held_out=0.2)
-        return prepare(dataclasses.replace(cfg, **settings), vocab, seq_len)
+        return prepare(dataclasses.replace(cfg, **settings), vocab, seq_len, seed)
 
     return run
 
@@ -146,16 +146,24 @@ def test_a_damaged_cache_is_made_anew(corpus_of, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seq_len": 15}, {"vocab": 301}, {"tokenizer": "bytes"}, {"held_out": 0.5}], ids=str
+    "change",
+    [
+        *({"seq_len": 15}, {"vocab": 301}, {"seed": 1}, {"tokenizer": "bytes"}, {"held_out": 0.5}),
+        *({"field": "body"}, {"max_record_mb": 2e-4}),
+    ],
+    ids=str,
 )
 def test_what_decides_the_rows_decides_the_fingerprint(corpus_of, change):
-    files = {"a.jsonl": jsonl(TEXTS)}
-    assert corpus_of(files, **change).fingerprint != corpus_of(files).fingerprint
+    records = [{"text": text, "body": text[::-1]} for text in TEXTS]
+    files = {"a.jsonl": "".join(json.dumps(record) + "\n" for record in records).encode()}
+    assert corpus_of(files).fingerprint != corpus_of(files, **change).fingerprint
 
 
 def test_the_text_decides_the_fingerprint_and_the_name_does_not(corpus_of):
     first = corpus_of({"a.jsonl": jsonl(TEXTS)})
-    assert corpus_of({"b.jsonl": jsonl(TEXTS)}).fingerprint == first.fingerprint
+    renamed = corpus_of({"b.jsonl": jsonl(TEXTS)})
+    assert renamed.fingerprint == first.fingerprint
+    assert renamed.files[0].path.endswith("b.jsonl")
     assert corpus_of({"a.jsonl": jsonl([*TEXTS[:-1], TEXTS[-1] + "x"])}).fingerprint != first.fingerprint
     assert corpus_of({"a.jsonl": jsonl(TEXTS[::-1])}).fingerprint != first.fingerprint
 

@@ -104,6 +104,9 @@ def test_the_limit_is_exact(tmp_path, size, accepted, end):
     texts, log = read(tmp_path / "a.jsonl", line + end)
     assert len(line) == size and bool(texts) == accepted and log.total == (not accepted)
     assert bool(read(tmp_path / "a.txt", b"x" * size)[0]) == accepted
+    if end:
+        _, log = read(tmp_path / "a.jsonl", line + end + b"{")
+        assert log.first[-1].startswith("a.jsonl:2 broken JSON")
 
 
 def test_a_long_line_is_refused_in_bounded_memory(tmp_path):

@@ -32,6 +32,7 @@ def test_globs_files_and_the_order_of_entries(tmp_path):
     assert found(tmp_path, "c.md", "*.txt") == ["c.md", "a.txt", "b.txt"]
     assert found(tmp_path, "**/*.txt") == ["a.txt", "b.txt", "d/e.txt"]
     assert found(tmp_path, "b.txt", "*.txt") == ["b.txt", "a.txt"]  # no file twice
+    assert found(tmp_path, "b.txt", "d/../b.txt") == ["b.txt"]
 
 
 def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):

@@ -1,5 +1,6 @@
 """Tokenizers: nothing is lost, nothing in a text is taken for a command, the same text gives the same ids."""
 
+import itertools
 import json
 
 import hypothesis.strategies as st
@@ -55,6 +56,21 @@ def test_long_documents_are_cut_without_loss(monkeypatch):
     values = ["\u6f22" * 50, "a line\n" * 20, "", "x" * 16, "\u00e9" * 8 + "y"]
     encoded = tokenizer.byte_tokenizer().encode_documents([value.encode() for value in values])
     assert [BYTES.decode(ids.tolist()) for ids in encoded] == values
+
+
+def test_documents_are_encoded_as_they_come(monkeypatch):
+    monkeypatch.setattr(tokenizer, "PIECE", 16)
+    endless = itertools.repeat(b"some text")
+    assert next(BYTES.encode_documents(endless)).size == 9
+
+
+def test_truncation_in_the_file_is_ignored(tmp_path):
+    backend = tokenizers.Tokenizer.from_str(BYTES.to_json())
+    backend.enable_truncation(500)
+    backend.enable_padding(length=400)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer.load(tmp_path / "tokenizer.json")
+    assert len(loaded.encode("x" * 600)) == 600 and len(loaded.encode("x")) == 1
 
 
 def test_save_and_load(tmp_path):
