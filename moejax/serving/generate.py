@@ -28,7 +28,7 @@ from moejax.serving.request import (
 )
 
 MIN_BUCKET = 16  # lengths are rounded up to this times a power of two: few compilations
-STEPS = 32  # tokens per row that one call decodes; the host looks in between
+STEPS = 16  # tokens per row that one call decodes; the host looks in between
 MAX_ROWS = 8  # of a group, unless the caller says otherwise
 
 
@@ -47,6 +47,7 @@ class Rows:
     """A group between two calls. A row's last token is not in the cache yet; it is at position `pos_B`."""
 
     cache: Any
+    eos: jax.Array  # i32; id of the end token
     token_B: jax.Array  # i32
     pos_B: jax.Array  # i32
     left_B: jax.Array  # i32; tokens that may still come
@@ -136,15 +137,11 @@ def _decode_group(model, group: list[Request], shape: tuple[int, int, int]) -> l
     token_BT = np.zeros((num_rows, prompt_len), np.int32)
     for row, request in enumerate(group):
         token_BT[row, : len(request.tokens)] = request.tokens
-    size_B = np.array([len(r.tokens) for r in group] + [0] * (num_rows - len(group)), np.int32)
-    max_B = np.array([r.sampling.max_tokens for r in group] + [0] * (num_rows - len(group)), np.int32)
-    rows = prefill(
-        model.params, model.sides, token_BT, size_B, max_B, _settings(group, num_rows),
-        m=model.cfg, length=length, eos=model.tokenizer.eos,
-    )  # fmt: skip
-    written = [[] if stopped else [token] for token, stopped in zip(*_host(rows.token_B, rows.stopped_B), strict=True)]
+    rows = prefill(model.params, model.sides, token_BT, _new_rows(model, group, num_rows), m=model.cfg, length=length)
+    first_tokens = zip(*_host(rows.token_B, rows.stopped_B), strict=True)
+    written = [[] if stopped else [token] for token, stopped in first_tokens]
     while np.any(rows.active_B):
-        rows, token_BT, count_B = decode(model.params, model.sides, rows, m=model.cfg, eos=model.tokenizer.eos)
+        rows, token_BT, count_B = decode(model.params, model.sides, rows, m=model.cfg)
         for own, token_T, count in zip(written, *_host(token_BT, count_B), strict=True):
             own.extend(token_T[:count])
     stopped = np.asarray(rows.stopped_B)
@@ -155,16 +152,27 @@ def _host(*arrays):
     return [np.asarray(array).tolist() for array in arrays]
 
 
-def _settings(group: list[Request], num_rows: int) -> SamplingRows:
-    def column(name: str, idle, dtype):
-        values = [getattr(request.sampling, name) for request in group]
-        return np.array(values + [idle] * (num_rows - len(group)), dtype)
+def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
+    def column(values, idle, dtype):
+        return np.array([*values, *[idle] * (num_rows - len(group))], dtype)
 
-    return SamplingRows(
-        temperature_B=column("temperature", 0, np.float32),
-        top_k_B=np.minimum(column("top_k", 0, np.int64), np.iinfo(np.int32).max).astype(np.int32),
-        top_p_B=column("top_p", 1, np.float32),
-        seed_B=column("seed", 0, np.uint32),
+    def setting(name: str, idle, dtype):
+        return column((getattr(request.sampling, name) for request in group), idle, dtype)
+
+    top_k_B = np.minimum(setting("top_k", 0, np.int64), model.cfg.vocab).astype(np.int32)
+    return Rows(
+        cache=None,
+        eos=np.int32(model.tokenizer.eos),
+        token_B=np.zeros(num_rows, np.int32),
+        pos_B=column((len(request.tokens) for request in group), 0, np.int32),
+        left_B=setting("max_tokens", 0, np.int32),
+        stopped_B=np.zeros(num_rows, bool),
+        settings=SamplingRows(
+            temperature_B=setting("temperature", 0, np.float32),
+            top_k_B=top_k_B,
+            top_p_B=setting("top_p", 1, np.float32),
+            seed_B=setting("seed", 0, np.uint32),
+        ),
     )
 
 
@@ -173,54 +181,51 @@ def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Co
     return Completion(model.tokenizer.decode(tokens), tuple(tokens), reason, len(request.tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("m", "length", "eos"))
-def prefill(params, sides, token_BT, size_B, max_B, settings, *, m, length: int, eos: int) -> Rows:
-    """Read the prompts and draw the first token of each.
+@functools.partial(jax.jit, static_argnames=("m", "length"))
+def prefill(params, sides, token_BT, rows: Rows, *, m, length: int) -> Rows:
+    """Read the prompts into a new cache of `length` positions and draw the first token of each.
 
     Args:
       token_BT: prompts, padded on the right.
-      size_B: their lengths; 0 for a row without a request.
-      max_B: tokens that may come.
-      length: positions of the cache.
+      rows: without a cache; `pos_B` is the length of each prompt, 0 for a row without a request.
     """
     B, T = token_BT.shape
     pos_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
-    batch = Batch(token_BT, pos_BT, jnp.ones((B, T), jnp.int32), pos_BT < size_B[:, None])
+    batch = Batch(token_BT, pos_BT, jnp.ones((B, T), jnp.int32), pos_BT < rows.pos_B[:, None])
     out = decoder.forward(params, m, batch, cache=decoder.init_cache(m, B, length), sides=sides)
-    last_B = jnp.maximum(size_B - 1, 0)
-    last_B1D = jnp.take_along_axis(out.hidden_BTD, last_B[:, None, None], axis=1)
-    logits_BV = decoder.unembed(params, m, last_B1D)[:, 0]  # of the last position alone; the others are dropped
-    token_B = sample(logits_BV, settings, size_B)
-    return Rows(out.cache, token_B, size_B, max_B - 1, token_B == eos, settings)
+    last_B11 = jnp.maximum(rows.pos_B - 1, 0)[:, None, None]
+    last_B1D = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)
+    logits_B1V = decoder.unembed(params, m, last_B1D)  # nobody reads the logits of the other positions
+    return _draw(rows.replace(cache=out.cache), logits_B1V[:, 0], rows.pos_B)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("m", "eos"), donate_argnames="rows")
-def decode(params, sides, rows: Rows, *, m, eos: int):
-    """(rows, token_BT, count_B): up to STEPS more tokens of each row, of which the first `count_B` count."""
+@functools.partial(jax.jit, static_argnames="m", donate_argnames="rows")
+def decode(params, sides, rows: Rows, *, m):
+    """(rows, token_BT, count_B): up to STEPS more tokens of each row, of which the first `count_B` are there."""
 
-    def body(carry):
-        step, rows, token_BT, count_B = carry
-        active_B = rows.active_B
-        seg_B1 = jnp.ones_like(rows.token_B)[:, None]
-        batch = Batch(rows.token_B[:, None], rows.pos_B[:, None], seg_B1, active_B[:, None])
-        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides)
-        token_B = sample(out.logits_BTV[:, 0], rows.settings, rows.pos_B + 1)
-        stopped_B = rows.stopped_B | (active_B & (token_B == eos))
-        more_B = (active_B & ~stopped_B).astype(jnp.int32)
-        rows = rows.replace(
-            cache=out.cache,
-            token_B=token_B,
-            pos_B=rows.pos_B + more_B,
-            left_B=rows.left_B - more_B,
-            stopped_B=stopped_B,
-        )
-        return step + 1, rows, token_BT.at[:, step].set(token_B), count_B + more_B
-
-    def go_on(carry):
+    def unfinished(carry):
         step, rows, _, _ = carry
         return (step < STEPS) & jnp.any(rows.active_B)
 
+    def body(carry):
+        step, rows, token_BT, count_B = carry
+        seg_B1 = jnp.ones_like(rows.token_B)[:, None]
+        batch = Batch(rows.token_B[:, None], rows.pos_B[:, None], seg_B1, rows.active_B[:, None])
+        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides)
+        rows, new_B = _draw(rows.replace(cache=out.cache), out.logits_BTV[:, 0], rows.pos_B + 1)
+        return step + 1, rows, token_BT.at[:, step].set(rows.token_B), count_B + new_B
+
     count_B = jnp.zeros_like(rows.token_B)
     token_BT = jnp.zeros((len(count_B), STEPS), jnp.int32)
-    _, rows, token_BT, count_B = jax.lax.while_loop(go_on, body, (0, rows, token_BT, count_B))
+    _, rows, token_BT, count_B = jax.lax.while_loop(unfinished, body, (0, rows, token_BT, count_B))
     return rows, token_BT, count_B
+
+
+def _draw(rows: Rows, logits_BV, pos_B):
+    """(rows after the token at `pos_B`, which of them got one); finished rows stay finished."""
+    active_B = rows.active_B
+    token_B = sample(logits_BV, rows.settings, pos_B)
+    stopped_B = rows.stopped_B | (active_B & (token_B == rows.eos))
+    new_B = active_B & ~stopped_B
+    rows = rows.replace(token_B=token_B, pos_B=pos_B, left_B=rows.left_B - new_B, stopped_B=stopped_B)
+    return rows, new_B
