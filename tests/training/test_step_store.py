@@ -113,6 +113,17 @@ def test_policy_keeps_what_it_says_and_nothing_else(steps, last, every, data):
     assert kept_steps(kept, cfg, best) == kept
 
 
+def test_a_step_is_no_step_before_its_first_file_goes(tmp_path, monkeypatch):
+    store = StepStore(tmp_path)
+    write_step(store, 1)
+    write_step(store, 2)
+    monkeypatch.setattr(
+        step_store.shutil, "rmtree", lambda _: pytest.fail("listed") if 1 in store.steps() else None
+    )
+    store.prune(CheckpointConfig(keep_last=1))
+    assert store.steps() == [2] and leftovers(store) == [".trash-1"]
+
+
 def test_prune_keeps_the_best_by_metric(tmp_path):
     store = StepStore(tmp_path)
     for step, metric in ((1, 3.0), (2, 1.0), (3, float("nan")), (4, 1.0), (5, 2.0), (6, None)):
