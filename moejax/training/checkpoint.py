@@ -5,7 +5,7 @@
     for step in ...:
         checkpoints.poll()                                         # hears of a failed save within a step
         checkpoints.save(step, state, {"data": data_state})        # returns when the arrays are copied
-    checkpoints.wait()
+    checkpoints.wait_for(step)                                     # or learn that it was not saved
 """
 
 import json
@@ -42,8 +42,8 @@ class Checkpointer:
     Args:
         run: the run's directory; steps live in its `checkpoints/`.
         cfg: when and what to keep, how hard to check.
-        read_only: leave the directory as it is (for servers and tools beside a running trainer). A
-            Checkpointer that is not read-only belongs to the holder of the run lock: it removes the
+        read_only: leave the directory as it is, and restore as much of a state as is asked for (for servers
+            and tools beside a running trainer). A Checkpointer that is not read-only belongs to the holder of the run lock: it removes the
             leftovers of killed saves at once, and sets damaged steps aside.
 
     Every method is called by all processes of the run, in the same order.
@@ -225,7 +225,8 @@ class Checkpointer:
     def _read(self, step: int, abstract_state: PyTree) -> Restored:
         content = self._manifest(step)
         wanted = leaves.named_leaves(abstract_state)
-        lines = leaves.diff(content.tensors, leaves.describe(wanted))
+        saved = [tensor for tensor in content.tensors if tensor.name in wanted or not self._read_only]
+        lines = leaves.diff(saved, leaves.describe(wanted))
         if lines:
             raise CheckpointError(
                 f"checkpoint {self._store.path(step)} was saved by another model:\n  " + "\n  ".join(lines)
