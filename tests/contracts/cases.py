@@ -1,0 +1,60 @@
+"""One row per strategy of each seam. A new technique is one row here, and every contract of its seam holds for it.
+
+Router rows are made for `NUM_EXPERTS` experts; no other dim in the contract suites has that length, so an axis as
+long as it is the expert axis.
+"""
+
+import pytest
+
+from moejax.attention.gqa import Gqa
+from moejax.dispatch.local import Local
+from moejax.ffn.dense import Dense
+from moejax.ffn.moe import Moe
+from moejax.losses.balance import GlobalBalance, MicroBatchBalance, SequenceBalance
+from moejax.losses.loss_free import LossFreeBias
+from moejax.losses.next_token import NextToken
+from moejax.losses.z_loss import RouterZ
+from moejax.routers.score.linear import Linear
+from moejax.routers.select.top_k import TopK
+from moejax.training.router_meter import RouterMeter
+
+NUM_EXPERTS = 5
+
+SCORERS = {
+    "linear_softmax": Linear(),
+    "linear_sigmoid": Linear("sigmoid"),
+}
+SELECTORS = {
+    "top_1": TopK(1),
+    "top_2": TopK(2),
+    "top_2_raw_scaled": TopK(2, renormalise=False, scale=2.5),
+    "top_all": TopK(NUM_EXPERTS),
+}
+DISPATCHERS = {
+    "local": Local(),
+}
+ATTENTIONS = {
+    "multi_head": Gqa(num_heads=2, num_kv_heads=2, head_width=4),
+    "grouped": Gqa(num_heads=4, num_kv_heads=2, head_width=4),
+    "grouped_window": Gqa(num_heads=4, num_kv_heads=2, head_width=4, window=3),
+}
+FFNS = {
+    "dense": Dense(hidden=12),
+    "moe": Moe(num_experts=4, hidden=12, scorer=Linear(), selector=TopK(2), dispatch=Local()),
+}
+# Every loss is invariant to how a batch is cut into micro-batches, but for those in PER_MICRO_BATCH.
+LOSSES = {
+    "next_token": NextToken(),
+    "global_balance": GlobalBalance(0.5),
+    "micro_batch_balance": MicroBatchBalance(0.5),
+    "sequence_balance": SequenceBalance(0.5),
+    "router_z": RouterZ(0.1),
+    "loss_free_bias": LossFreeBias(rate=0.05),
+    "router_meter": RouterMeter(),
+}
+PER_MICRO_BATCH = {"micro_batch_balance"}
+
+
+def each(argument: str, rows: dict):
+    """Parametrise a test over the names of a seam's rows."""
+    return pytest.mark.parametrize(argument, rows)

@@ -1,0 +1,56 @@
+"""The layers in plain float64 numpy, as loops over tokens: slow, obvious, and sharing no code with the package."""
+
+import numpy as np
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x):
+    shifted = np.exp(x - x.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
+def rms_norm(x_D, scale_D, eps):
+    return x_D / np.sqrt(np.mean(x_D**2) + eps) * scale_D
+
+
+def rotate(x_A, pos, theta):
+    """The pair (a, a + A/2) as a complex number, turned by pos * theta^(-2a/A)."""
+    half = len(x_A) // 2
+    turned = (x_A[:half] + 1j * x_A[half:]) * np.exp(1j * pos * theta ** (-np.arange(half) / half))
+    return np.concatenate([turned.real, turned.imag])
+
+
+def attend(q_BTHA, k_BSGA, v_BSGA, rule):
+    """Attention of every query by itself; zeros where it sees no key."""
+    B, T, H, A = q_BTHA.shape
+    G = k_BSGA.shape[2]
+    out = np.zeros((B, T, H, v_BSGA.shape[-1]))
+    for b, t, h in np.ndindex(B, T, H):
+        back_S = rule.q_pos_BT[b, t] - rule.k_pos_BS[b]
+        seen_S = (back_S >= 0) & rule.k_valid_BS[b] & (rule.k_seg_BS[b] == rule.q_seg_BT[b, t])
+        if rule.window is not None:
+            seen_S &= back_S < rule.window
+        if seen_S.any():
+            g = h * G // H
+            share_S = softmax(k_BSGA[b, seen_S, g] @ q_BTHA[b, t, h] / np.sqrt(A))
+            out[b, t, h] = share_S @ v_BSGA[b, seen_S, g]
+    return out
+
+
+def glu(p, x_D):
+    """SwiGLU of one token."""
+    return (silu(x_D @ p["gate"]) * (x_D @ p["up"])) @ p["down"]
+
+
+def moe(experts, x_BTD, expert_BTK, gate_BTK):
+    """y = sum_k gate_k expert_k(x), token by token; expert E is nowhere."""
+    E = len(experts["gate"])
+    y_BTD = np.zeros(x_BTD.shape)
+    for b, t, k in np.ndindex(expert_BTK.shape):
+        e = expert_BTK[b, t, k]
+        if e < E:
+            y_BTD[b, t] += gate_BTK[b, t, k] * glu({name: w[e] for name, w in experts.items()}, x_BTD[b, t])
+    return y_BTD
