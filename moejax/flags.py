@@ -40,6 +40,10 @@ class Program:
     run: Callable[[Call], None]
     takes_config: bool = True
 
+    def __call__(self) -> int:
+        """Run with the arguments of the process: the entry point of a console script."""
+        return main(self)
+
 
 def main(program: Program, argv: Sequence[str] | None = None) -> int:
     """Parse, run, and turn every error into one message and its exit code.

@@ -12,7 +12,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["XLA_FLAGS"] = " ".join(
     (
         "--xla_force_host_platform_device_count=8",
-        # Eight device threads per test process are enough; each would also wake a pool of its own for a matmul.
+        # Eight device threads per test process are enough; a matmul of one need not wake more.
         "--xla_cpu_multi_thread_eigen=false",
         # XLA kills a process whose devices do not meet within 40 s, which a busy machine can need.
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",

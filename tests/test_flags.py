@@ -155,7 +155,7 @@ def test_flags_from_a_file(tmp_path):
 def test_split_overrides():
     argv = ["--config=x.py", "--config.a.b=1=2", "--config.a.b", "3", "-config.c=", "--debug"]
     assert flags.split_overrides(argv) == (["--config=x.py", "--debug"], {"a.b": "3", "c": ""})
-    with pytest.raises(UsageError, match="--config.a needs a value"):
+    with pytest.raises(UsageError, match=r"--config\.a needs a value"):
         flags.split_overrides(["--config.a", "--debug"])
 
 

@@ -159,7 +159,9 @@ def test_the_source_of_one_entry_is_the_source_of_its_tuple():
 def test_table_shows_value_and_source():
     lines = overrides.table(overrides.resolve(CFG, "recipe.py", {"batch.rows": "4"})).splitlines()
     assert len(lines) == len(overrides.flatten(CFG))
-    assert [line.split(maxsplit=2) for line in lines if "rows" in line] == [["batch.rows", "4", "command line"]]
+    assert [line.split(maxsplit=2) for line in lines if "rows" in line] == [
+        ["batch.rows", "4", "command line"]
+    ]
 
 
 def test_a_recipe_with_a_wrong_type_is_refused():
@@ -211,7 +213,7 @@ def test_damaged_json_is_refused(data, message):
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"config": 1}', "[" * 100_000])
 def test_text_that_is_no_config(text):
-    with pytest.raises(UsageError, match="no config.json"):
+    with pytest.raises(UsageError, match=r"no config\.json"):
         overrides.loads(text, KNOWN)
 
 

@@ -86,6 +86,8 @@ def test_shown_text_parses_to_the_same_value(value):
     assert parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize("annotation", [int, float, bool, str, int | None, tuple[int, ...], tuple[int, float]])
+@pytest.mark.parametrize(
+    "annotation", [int, float, bool, str, int | None, tuple[int, ...], tuple[int, float]]
+)
 def test_every_example_is_accepted(annotation):
     values.parse(values.example(annotation), annotation)

@@ -1,0 +1,75 @@
+"""The import table: every module belongs to one layer, and each layer names the layers it may use."""
+
+# The longest matching prefix decides.
+LAYER_OF = {
+    "pallas_kernels": "kernels",
+    "moejax.dims": "settings",
+    "moejax.errors": "settings",
+    "moejax.values": "settings",
+    "moejax.records": "settings",
+    "moejax.config": "settings",
+    "moejax.overrides": "settings",
+    "moejax.flags": "settings",
+    "moejax.sharding": "core",
+    "moejax.specs": "core",
+    "moejax.seams": "core",
+    "moejax.weights": "weights",
+    "moejax.ops": "ops",
+    "moejax.model": "model",
+    # shared by the techniques of one folder
+    "moejax.losses.base": "technique_base",
+    "moejax.dispatch.sort": "technique_base",
+    "moejax.attention": "technique",
+    "moejax.depth": "technique",
+    "moejax.dispatch": "technique",
+    "moejax.ffn": "technique",
+    "moejax.losses": "technique",
+    "moejax.routers": "technique",
+    "moejax.analysis": "analysis",
+    "moejax.serving": "driver",
+    "moejax.training": "driver",
+    "moejax.training.data": "data",
+    "moejax.model_io": "driver",
+    "moejax.interop": "driver",
+    # knows the folders of the techniques, imports them only to look a name up
+    "moejax.recipes": "recipes",
+    "configs": "configs",
+    # where everything meets
+    "moejax.training.door": "door",
+    "moejax.serving.door": "door",
+    "moejax.bench": "door",
+    "moejax": "door",
+    "train": "door",
+    "serve": "door",
+}
+
+_LOW = {"settings", "core", "weights", "ops", "kernels"}
+MAY_IMPORT = {
+    "kernels": set(),
+    "settings": set(),
+    "recipes": {"settings"},
+    "core": {"settings"},
+    "weights": {"settings", "core", "kernels"},
+    "ops": {"settings", "core", "weights", "kernels"},
+    "model": _LOW - {"kernels"},
+    "technique_base": _LOW - {"kernels"},
+    "technique": _LOW - {"kernels"} | {"model", "technique_base"},
+    "data": {"settings"},
+    "analysis": {"settings"},
+    "driver": _LOW - {"kernels"} | {"model", "technique_base", "data", "analysis", "recipes"},
+    "configs": {"settings", "technique"},
+    "door": _LOW
+    | {"model", "technique", "technique_base", "data", "analysis", "driver", "recipes", "configs"},
+}
+# Modules of these layers may not import one another, only themselves.
+APART = {"technique"}
+
+
+def layer(module: str) -> str:
+    """The layer of a module, `moejax.ops.norm`; KeyError for a module that the table forgot."""
+    prefix = module
+    while prefix not in LAYER_OF:
+        if "." not in prefix:
+            raise KeyError(f"{module} has no layer; give its folder one in {__file__}")
+        prefix = prefix.rpartition(".")[0]
+    return LAYER_OF[prefix]

@@ -1,0 +1,61 @@
+"""Imports go one way, and what must start fast or run anywhere does not drag jax in."""
+
+import pytest
+
+from tests.house import layers, tree
+
+# Imports that break the table, each waiting for its code to move; the list may only shrink.
+EXCEPTIONS = {
+    ("moejax/losses/loss_free.py", "moejax/losses/balance.py"),  # counts what a router chose, as balance does
+    ("moejax/training/evaluation.py", "moejax/losses/next_token.py"),  # bits per byte need this one loss
+}
+WITHOUT_JAX = ("moejax/flags.py", "moejax/overrides.py", "moejax/config.py")
+FOLDERS_WITHOUT_JAX = ("moejax/training/data/", "moejax/serving/schedulers/", "moejax/placement/")
+
+
+def forbidden() -> dict[tuple[str, str], str]:
+    """Every import against the table, with the reason."""
+    found = {}
+    for path in tree.product():
+        own = layers.layer(tree.module(path))
+        for target in tree.imports(path):
+            if not target.endswith(".py") or target == path:
+                continue
+            other = layers.layer(tree.module(target))
+            if other == own and own in layers.APART and not target.endswith("__init__.py"):
+                found[path, target] = f"a {own} imports another; move what they share down a level"
+            elif other != own and other not in layers.MAY_IMPORT[own]:
+                found[path, target] = f"{own} may import only {', '.join(sorted(layers.MAY_IMPORT[own]))}"
+    return found
+
+
+def test_imports_follow_the_table():
+    new = {pair: why for pair, why in forbidden().items() if pair not in EXCEPTIONS}
+    assert not new, "\n".join(f"{path} imports {target}: {why}" for (path, target), why in new.items())
+
+
+def test_exceptions_are_still_needed():
+    assert not EXCEPTIONS - forbidden().keys(), "delete the exceptions that no file needs any more"
+
+
+def test_the_table_has_no_cycle():
+    done = set()
+    while len(done) < len(layers.MAY_IMPORT):
+        ready = {name for name, below in layers.MAY_IMPORT.items() if below <= done} - done
+        assert ready, f"a cycle among {layers.MAY_IMPORT.keys() - done}"
+        done |= ready
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in tree.product() if p in WITHOUT_JAX or p.startswith(FOLDERS_WITHOUT_JAX)]
+)
+def test_does_not_reach_jax(path):
+    reached = tree.reachable(path)
+    assert "jax" not in reached, f"{path} reaches jax through {reached['jax']}"
+
+
+def test_kernels_know_nothing_of_the_model():
+    for path in tree.product():
+        if path.startswith("pallas_kernels/"):
+            strangers = {name for name in tree.imports(path) if name.startswith(("moejax", "configs"))}
+            assert not strangers, f"{path} imports {strangers}"
