@@ -46,7 +46,7 @@ class ArrayFiles:
             self._handler.finalize(epath.Path(directory))
 
     def read(self, directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-        """Read the arrays that `wanted` names.
+        """Read the arrays that `wanted` names, and no others.
 
         Args:
             wanted: ShapeDtypeStructs or arrays. With a sharding the result has it; a ShapeDtypeStruct
@@ -56,7 +56,7 @@ class ArrayFiles:
         found = {}
         if stored:
             args = {name: _restore_args(leaf) for name, leaf in stored.items()}
-            read = ocp.args.PyTreeRestore(item=stored, restore_args=args)
+            read = ocp.args.PyTreeRestore(item=stored, restore_args=args, partial_restore=True)
             found = self._handler.restore(epath.Path(directory), args=read)
         return {name: _as_wanted(found.get(name), leaf) for name, leaf in wanted.items()}
 

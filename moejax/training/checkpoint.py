@@ -43,8 +43,8 @@ class Checkpointer:
         run: the run's directory; steps live in its `checkpoints/`.
         cfg: when and what to keep, how hard to check.
         read_only: leave the directory as it is, and restore as much of a state as is asked for (for servers
-            and tools beside a running trainer). A Checkpointer that is not read-only belongs to the holder of the run lock: it removes the
-            leftovers of killed saves at once, and sets damaged steps aside.
+            and tools beside a running trainer). A Checkpointer that is not read-only belongs to the holder of
+            the run lock: it removes the leftovers of killed saves at once, and sets damaged steps aside.
 
     Every method is called by all processes of the run, in the same order.
     """

@@ -213,6 +213,20 @@ def test_read_only_changes_nothing(tmp_path):
     assert not (tmp_path / "checkpoints" / ".tmp-3").exists()
 
 
+def test_a_reader_may_ask_for_a_part(tmp_path):
+    state = {"params": {"w": jnp.arange(6.0)}, "optimiser": {"mean": jnp.ones(6)}}
+    writer = Checkpointer(tmp_path, CFG)
+    writer.save(1, state, {})
+    writer.wait()
+    part = {"params": state["params"]}
+    with pytest.raises(CheckpointError, match="optimiser/mean"):
+        writer.restore(abstract(part))
+    reader = Checkpointer(tmp_path, CFG, read_only=True)
+    assert_bit_equal(reader.restore(abstract(part)).state, part)
+    with pytest.raises(CheckpointError, match="params/v is not in the checkpoint"):
+        reader.restore({"params": {"v": jax.ShapeDtypeStruct((), jnp.float32)}})
+
+
 def test_old_steps_go_as_the_policy_says(tmp_path):
     checkpoints = Checkpointer(tmp_path, CheckpointConfig(keep_last=2, keep_every=4))
     for step in range(1, 10):
