@@ -6,6 +6,7 @@ import dataclasses
 from moejax.errors import DataError
 
 KEEP = 20  # complaints kept word for word; the rest is only counted
+MAX_DETAIL = 200  # characters; a detail may quote the record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ErrorCollector:
         Raises:
           DataError: the policy is to stop.
         """
-        complaint = f"{where} {reason}" + (f": {detail}" if detail else "")
+        complaint = f"{where} {reason}" + (f": {detail[:MAX_DETAIL]}" if detail else "")
         if self._stop:
             raise DataError(
                 f"{complaint}. Mend or remove it, or leave such records out with --config.data.on_error=skip"

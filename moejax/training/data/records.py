@@ -6,6 +6,7 @@ byte order mark at the start of a file is dropped. Blank lines of a .jsonl file 
 
 import codecs
 import dataclasses
+import gzip
 import json
 import zlib
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def _too_long(limit: int) -> BadRecord:
 def _unreadable(error: Exception) -> BadRecord:
     if isinstance(error, EOFError):
         return BadRecord("truncated gzip", "the file ends early")
-    damaged = isinstance(error, zlib.error) or type(error).__name__ == "BadGzipFile"
+    damaged = isinstance(error, (zlib.error, gzip.BadGzipFile))
     return BadRecord("damaged gzip" if damaged else "unreadable file", str(error))
 
 
@@ -112,7 +113,9 @@ def _json_text(record: bytes, field: str) -> bytes:
     """The text in `field` of one JSON object."""
     try:
         value = json.loads(_plain_text(record))
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        raise BadRecord("broken JSON", f"{error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, nesting too deep
         raise BadRecord("broken JSON", str(error)) from None
     if not isinstance(value, dict):
         raise BadRecord("not a JSON object", f"a {type(value).__name__}")

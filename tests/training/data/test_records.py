@@ -45,11 +45,12 @@ def test_a_bad_line_is_named_and_its_neighbours_stay(tmp_path, reason):
     assert log.first[0].startswith(f"a.jsonl:2 {reason}")
 
 
-def test_deep_nesting_and_raw_nul_are_bad_lines_too(tmp_path):
-    deep = DataConfig(max_record_mb=1)
-    texts, log = read(tmp_path / "a.jsonl", b"[" * 200_000 + b"\n" + GOOD + b'{"text": "\0"}', deep)
+def test_deep_nesting_long_numbers_and_a_raw_nul_are_bad_lines_too(tmp_path):
+    roomy = DataConfig(max_record_mb=1)
+    lines = b"[" * 200_000 + b"\n" + b'{"text": ' + b"1" * 9999 + b"}\n" + GOOD + b'{"text": "\0"}'
+    texts, log = read(tmp_path / "a.jsonl", lines, roomy)
     assert texts == [b"good"]
-    assert log.counts == {"broken JSON": 1, "NUL byte": 1}
+    assert log.counts == {"broken JSON": 2, "NUL byte": 1}
 
 
 BAD_FILES = {
@@ -135,6 +136,12 @@ def test_stop_names_place_reason_and_flag(tmp_path):
     ) as info:
         read(tmp_path / "a.jsonl", GOOD + BAD_LINES["missing field"], stop)
     assert info.value.exit_code == 65
+
+
+def test_details_are_short_and_count_columns(tmp_path):
+    _, log = read(tmp_path / "a.jsonl", b'{"text": x}\n{"' + b"k" * 900 + b'": 1}\n')
+    assert log.first[0] == "a.jsonl:1 broken JSON: Expecting value at column 10"
+    assert len(log.first[1]) < 250
 
 
 def test_only_the_first_complaints_are_kept_word_for_word(tmp_path):
