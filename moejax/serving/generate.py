@@ -75,10 +75,12 @@ def generate(
     Raises:
       RequestError: a prompt or a setting cannot work; names the prompt.
 
+    >>> import jax, moejax
     >>> from configs import base
-    >>> run = base.tiny()
-    >>> model = Model(run.model, init(jax.random.key(0), run.model), byte_tokenizer(), context=64)
-    >>> one, two = generate(model, ["def ", "class "], max_tokens=5, temperature=1.0, seed=[1, 2])
+    >>> from moejax.training.data.tokenizer import byte_tokenizer
+    >>> cfg = base.tiny().model
+    >>> model = moejax.Model(cfg, moejax.init(jax.random.key(0), cfg), byte_tokenizer(), context=64)
+    >>> one, two = moejax.generate(model, ["def ", "class "], max_tokens=5, temperature=1.0, seed=[1, 2])
     >>> len(one.tokens), one.finish_reason, one.prompt_tokens
     (5, 'length', 5)
     """

@@ -7,7 +7,7 @@ import pytest
 
 from configs import base
 from moejax.model.forward import init
-from moejax.model_io import Model
+from moejax.serving.model import Model
 from moejax.training.data.tokenizer import byte_tokenizer
 
 
