@@ -208,3 +208,25 @@ class Run:
     train: TrainConfig
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self):
+        if -1 not in dataclasses.astuple(self.mesh):  # else the mesh is checked once its devices are known
+            self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        mesh, train = self.mesh, self.train
+        micro_rows = train.batch_rows // train.accumulate
+        require(
+            micro_rows % mesh.row_shards == 0,
+            f"a micro-batch of train.batch_rows/train.accumulate={micro_rows} rows does not split over "
+            f"mesh.data*mesh.fsdp*mesh.expert={mesh.row_shards} devices; choose a multiple of {mesh.row_shards}",
+        )
+        for name, size, axis in (("vocab", self.model.vocab, "tensor"), ("width", self.model.width, "fsdp")):
+            parts = getattr(mesh, axis)
+            require(
+                size % parts == 0,
+                f"model.{name}={size} is not divisible by mesh.{axis}={parts}; choose one that divides the other",
+            )
+        for block in (block for group in self.model.groups for block in group.blocks):
+            block.attn.check_mesh(mesh)
+            block.ffn.check_mesh(mesh)

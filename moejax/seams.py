@@ -39,6 +39,7 @@ class MaskRule:
     k_seg_BS: Array
     k_valid_BS: Array
     window: int | None = struct.field(pytree_node=False, default=None)
+    own_row: bool = struct.field(pytree_node=False, default=False)  # key s stands where query s does
 
 
 @struct.dataclass
@@ -119,6 +120,11 @@ class Output:
     logits_BTV: Array
     cache: Tree
     probes: tuple  # per group, per block position: what the probe returned, leading dim = repeat
+
+    @property
+    def logits(self) -> Array:
+        """`logits_BTV` under the name that other libraries use."""
+        return self.logits_BTV
 
 
 class Attention(Protocol):

@@ -71,7 +71,8 @@ class Gqa:
             k_BSGA, v_BSGA, rule, memory = self._remember(k_BTGA, v_BTGA, batch, memory)
         else:
             k_BSGA, v_BSGA = k_BTGA, v_BTGA
-            rule = MaskRule(batch.pos_BT, batch.seg_BT, batch.pos_BT, batch.seg_BT, batch.valid_BT, self.window)
+            pos_BT, seg_BT = batch.pos_BT, batch.seg_BT
+            rule = MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, batch.valid_BT, self.window, own_row=True)
         o_BTHA = mix(q_BTHA, k_BSGA, v_BSGA, rule)
         return weights.einsum("BTHA,HAD->BTD", o_BTHA, p["o"]), Mixing(q_BTHA, k_BSGA, rule), memory
 

@@ -59,6 +59,7 @@ def train(resolved: Resolved, run_dir) -> Result:
       StorageError: the disk is full or failed.
     """
     begin = time.monotonic()
+    faults.plan()  # a malformed one is refused now
     run_dir = pathlib.Path(run_dir)
     program = build(resolved.config)
     run = program.run
@@ -85,9 +86,11 @@ class Trainer:
         self._state = self._restore() or program.init()
         self._evaluate = Evaluator(program, corpus)
         self.baselines = compression.baselines(corpus.held_out_text(), run_dir / "baselines.json")
+        begin = time.monotonic()
+        self._step = program.compile_step()
         peak = (peak_flops() or 0) * jax.device_count()
         self.reporter = Reporter(self._cfg, run_dir, int(self._state.step), peak, program.flops_per_step)
-        self._step = self._compile()
+        self.reporter.say(f"compiled the train step in {time.monotonic() - begin:.1f} s")
 
     def run(self, interrupt: Interrupt) -> TrainState:
         """All steps that are left; returns the last state. Call it once: steps donate the state."""
@@ -101,12 +104,12 @@ class Trainer:
                 if stop or done % cfg.checkpoint.every == 0 or done == cfg.steps:
                     self._save(done, state)
                 if stop:
-                    self._checkpoints.wait()
+                    self._checkpoints.wait_for(done)
                     raise RetryError(interrupt.describe(done))
                 if done % cfg.eval_every == 0 and done < cfg.steps:
                     self.evaluate(state, cfg.eval_rows)
                     watchdog.beat()
-        self._checkpoints.wait()
+        self._checkpoints.wait_for(cfg.steps)
         return state
 
     def evaluate(self, state: TrainState, limit_rows: int | None = None) -> dict[str, float]:
@@ -124,12 +127,6 @@ class Trainer:
         log.info("going on from step %d in %s", restored.step, self._run_dir)
         self._feed.restore(restored.meta)
         return restored.state
-
-    def _compile(self):
-        begin = time.monotonic()
-        step = self._program.compile_step()
-        self.reporter.say(f"compiled the train step in {time.monotonic() - begin:.1f} s")
-        return step
 
     def _one_step(self, state: TrainState, done: int) -> TrainState:
         faults.strike(done)

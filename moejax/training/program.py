@@ -11,7 +11,8 @@ import numpy as np
 
 from moejax import sharding
 from moejax import specs as sp
-from moejax.config import Run, require
+from moejax.analysis.dry_run import DryRun, dry_run
+from moejax.config import Run
 from moejax.model import forward as model
 from moejax.seams import Batch
 from moejax.training import optimizer as optim
@@ -117,12 +118,9 @@ def build(run: Run) -> Program:
     Raises:
       UsageError: the mesh does not fit the devices, the batch or the model.
     """
-    check_mesh(run)
     mesh = sharding.make_mesh(run.mesh)
-    if mesh is not None:
-        sizes = dict(mesh.shape)
-        run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **sizes))
-        check_mesh(run)
+    if mesh is not None:  # axes of -1 are known now, and the run checks itself once more
+        run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **mesh.shape))
     specs = model.specs(run.model)
     return Program(
         run=run,
@@ -133,23 +131,10 @@ def build(run: Run) -> Program:
     )
 
 
-def check_mesh(run: Run) -> None:
-    """Refuse a mesh that cannot split the batch or the layers; axes of -1 are checked once they are known."""
-    mesh, train = run.mesh, run.train
-    micro_rows = train.batch_rows // train.accumulate
-    if -1 not in dataclasses.astuple(mesh):
-        require(
-            micro_rows % mesh.row_shards == 0,
-            f"a micro-batch of train.batch_rows/train.accumulate={micro_rows} rows does not split over "
-            f"mesh.data*mesh.fsdp*mesh.expert={mesh.row_shards} devices; choose a multiple of {mesh.row_shards}",
-        )
-        for group in run.model.groups:
-            for block in group.blocks:
-                block.attn.check_mesh(mesh)
-                block.ffn.check_mesh(mesh)
-        for dim, size, axis in (("vocab", run.model.vocab, "tensor"), ("width", run.model.width, "fsdp")):
-            parts = getattr(mesh, axis)
-            require(
-                size % parts == 0,
-                f"model.{dim}={size} is not divisible by mesh.{axis}={parts}; choose one that divides the other",
-            )
+def price(run: Run) -> DryRun:
+    """What one step of the run costs, from the compiled program; nothing is allocated."""
+    program = build(run)
+    with program.mesh_context():
+        compiled = program.compile_step()
+        tokens = run.train.batch_rows * run.train.seq_len
+        return dry_run(compiled, program.abstract_state().params, tokens, sp.count_active(program.specs))

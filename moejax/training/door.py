@@ -1,0 +1,100 @@
+"""What `train.py` does: flags to a run, one writer per directory, then the loop."""
+
+import contextlib
+import logging
+import os
+import pathlib
+
+from absl import flags
+
+from moejax.errors import UsageError
+from moejax.flags import Call, Program
+from moejax.overrides import Resolved, table
+from moejax.recipes import resolve
+from moejax.training.run_lock import RunLock
+
+SUMMARY = """
+Train a mixture-of-experts language model, or go on where the same command stopped.
+
+    python train.py --config=configs/default.py --workdir=runs/default
+    python train.py --config=configs/default.py --workdir=runs/longer --config.train.steps=5000
+    python train.py --config=configs/small.py --dry_run
+"""
+
+
+def define(values: flags.FlagValues) -> None:
+    """The flags of train.py."""
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("config", "configs/default.py", "recipe, FILE.py or FILE.py:FUNCTION", flag_values=values)
+    text("workdir", None, "directory of the run; everything it writes is in it", flag_values=values)
+    flags.DEFINE_boolean("dry_run", False, "print parameters, FLOPs and memory; train nothing", flag_values=values)
+    text("coordinator", None, "HOST:PORT of process 0, for a run of several processes", flag_values=values)
+    number("num_processes", 1, "processes of the run", lower_bound=1, flag_values=values)
+    number("process_id", 0, "which of them this is", lower_bound=0, flag_values=values)
+
+
+def run(call: Call) -> None:
+    """Resolve the config, take the lock, train."""
+    values = call.flags
+    if values["dry_run"].value:
+        _prepare_process(values)
+        return _dry_run(resolve(values["config"].value, call.overrides))
+    if not values["workdir"].value:
+        raise UsageError("--workdir is missing; name the directory of the run, for example --workdir=runs/first")
+    workdir = pathlib.Path(values["workdir"].value)
+    with contextlib.ExitStack() as stack:
+        lock = RunLock(workdir) if values["process_id"].value == 0 else contextlib.nullcontext()
+        # Only a directory that is there can have another writer: then it is asked first, before jax is imported.
+        if workdir.exists():
+            stack.enter_context(lock)
+        resolved = resolve(values["config"].value, call.overrides)
+        if not workdir.exists():
+            stack.enter_context(lock)
+        _prepare_process(values)
+        _train(resolved, workdir)
+
+
+def _train(resolved: Resolved, workdir: pathlib.Path) -> None:
+    from moejax.training.loop import train
+
+    print(table(resolved), flush=True)
+    result = train(resolved, workdir)
+    marks = ", ".join(f"{name} {bits:.3f}" for name, bits in result.baselines.items())
+    print(
+        f"done: {result.step} steps in {result.seconds:.0f} s; held-out bits per byte {result.bits_per_byte:.3f} "
+        f"({marks}); open {result.run_dir / 'report.html'}"
+    )
+
+
+def _dry_run(resolved: Resolved) -> None:
+    from moejax.training.program import price
+
+    print(table(resolved))
+    print()
+    print(price(resolved.config).table())
+
+
+def _prepare_process(values: flags.FlagValues) -> None:
+    """Logging, the compilation cache, and the other processes of the run; before the first use of a device."""
+    import jax
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file it touches
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        from moejax.training.data.cache import directory
+
+        jax.config.update("jax_compilation_cache_dir", str(directory("") / "xla"))
+    if values["num_processes"].value > 1:
+        if not values["coordinator"].value:
+            raise UsageError("--num_processes needs --coordinator=HOST:PORT, the address of process 0")
+        jax.distributed.initialize(
+            values["coordinator"].value,
+            values["num_processes"].value,
+            values["process_id"].value,
+            # JAX would listen on every interface, and it asks nobody for a password.
+            coordinator_bind_address=values["coordinator"].value if values["process_id"].value == 0 else None,
+        )
+
+
+PROGRAM = Program("python train.py", SUMMARY, define, run)
