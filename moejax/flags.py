@@ -53,25 +53,30 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-      0, the `exit_code` of a MoejaxError, 130 after Ctrl-C, or 70 for a bug in moejax.
+      0, the `exit_code` of a MoejaxError, 130 after Ctrl-C, 141 when nobody reads the output any more,
+      or 70 for a bug in moejax.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv or "-debug" in argv
     workdir = None
     try:
         if {"--help", "-help", "-h", "--helpfull"} & set(argv):
-            print(usage(program))
+            print(usage(program), flush=True)
             return 0
         call = parse(program, argv)
         workdir = call.flags["workdir"].value if "workdir" in call.flags else None
         feed_virtual_devices(os.environ)
         program.run(call)
+        sys.stdout.flush()
         return 0
     except MoejaxError as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader, `head` perhaps, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

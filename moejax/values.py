@@ -25,7 +25,7 @@ def describe(annotation: Any) -> str:
     if typing.get_origin(annotation) is tuple:
         members = typing.get_args(annotation)
         if members[-1] is Ellipsis:
-            return f"a comma-separated list ({describe(members[0])} each)"
+            return f"a comma-separated list, each {describe(members[0])}"
         return f"{len(members)} comma-separated values"
     return WORDS.get(annotation) or getattr(annotation, "__name__", str(annotation))
 

@@ -136,6 +136,15 @@ def test_interrupt(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, str(ROOT / "tests" / "door.py"), "--help"]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_help_names_every_flag_with_its_default(capsys):
     assert flags.main(door.PROGRAM, ["--help"]) == 0
     out = capsys.readouterr().out
