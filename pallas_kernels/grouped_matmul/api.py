@@ -1,9 +1,10 @@
 """Products of sorted row groups, each with its own matrix: the arithmetic of a mixture of experts.
 
-Letters: M rows, K contracted width, N result width, G groups held here (`group_sizes` may count more).
+Letters: M rows, K contracted width, N result width, G groups.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,33 +26,34 @@ def grouped_matmul(
     preferred_element_type=None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Multiply rows that are sorted by group, each group by its own matrix: `out[m] = lhs[m] @ rhs[group of m]`.
+    """Multiply rows that are sorted by group with their group's matrix: `out[m] = lhs[m] @ rhs[group of m]`.
 
-    Rows that belong to no group held here are exactly zero in the result and get no gradient, whatever their
-    buffers hold (NaN too). Differentiable in lhs and rhs to any order (reverse mode); accumulates in float32,
-    or in float64 for float64 operands.
+    Rows that belong to no group of rhs are exactly zero in the result and get no gradient, whatever their
+    buffers hold (NaN too). Differentiable in lhs and rhs to any order in reverse mode. Accumulates in
+    float32, or in float64 for float64 operands.
 
     Args:
       lhs_MK: rows; the first group_sizes[0] belong to group 0, the next group_sizes[1] to group 1, and so on.
       rhs_GKN: one matrix per group, [G, N, K] with `transpose_rhs`.
-      group_sizes_G: int rows of every group, those before and after the groups of rhs included. Sizes that sum
-        to more than M are cut at M.
-      group_offset: int, may be traced: the group of rhs[0]. group_offset + G must not exceed the group count.
+      group_sizes_G: int rows per group, for all groups, also those before and after the ones that rhs holds.
+        Rows past M are cut off.
+      group_offset: int, may be traced: the group of rhs[0]. rhs must not reach past the last group.
       transpose_rhs: contract with the last dim of rhs.
       preferred_element_type: of the result; default: the promoted type of lhs and rhs.
       implementation: a key of `IMPLEMENTATIONS`; default: the best one for the platform.
 
+    Returns:
+      out_MN.
+
     Raises:
       ValueError: shapes that do not fit, or an unknown implementation.
     """
-    _check_sizes(group_sizes_G, group_offset, rhs_GKN.shape[0])
     if lhs_MK.ndim != 2 or rhs_GKN.ndim != 3 or lhs_MK.shape[1] != rhs_GKN.shape[2 if transpose_rhs else 1]:
         wanted = "[G, N, K]" if transpose_rhs else "[G, K, N]"
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_GKN.shape}; expected [M, K] and {wanted}")
-    dtype = jnp.dtype(preferred_element_type or jnp.promote_types(lhs_MK.dtype, rhs_GKN.dtype))
-    start_G, end_G = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, rhs_GKN.shape[0])
-    operands = _vary_alike(lhs_MK, rhs_GKN, start_G, end_G)
-    return _matmul(*operands, transpose_rhs, dtype, _pick(implementation))
+    bounds = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, rhs_GKN.shape[0])
+    how = _how(lhs_MK, rhs_GKN, preferred_element_type, implementation)
+    return _matmul(*_vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
 
 
 def grouped_outer(
@@ -64,35 +66,49 @@ def grouped_outer(
     preferred_element_type=None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Sum the outer products of the rows of each group: `out[g] = lhs[rows of g].T @ rhs[rows of g]`, [G, K, N].
+    """Sum the outer products of the rows of each group: `out[g] = lhs[rows of g].T @ rhs[rows of g]`.
 
-    The weight gradient of `grouped_matmul`, and like it blind to what rows outside the groups hold. Empty
-    groups give zero. Arguments as there; `num_groups` is G (default: all groups of `group_sizes`).
+    This is the weight gradient of `grouped_matmul`, and like it blind to what rows outside the groups hold.
+    Arguments as there; `num_groups` is how many groups from `group_offset` on are wanted (default: all).
+
+    Returns:
+      out_GKN, zero for empty groups.
 
     Raises:
       ValueError: shapes that do not fit, or an unknown implementation.
     """
-    num_groups = group_sizes_G.shape[0] if num_groups is None else num_groups
-    _check_sizes(group_sizes_G, group_offset, num_groups)
     if lhs_MK.ndim != 2 or rhs_MN.ndim != 2 or lhs_MK.shape[0] != rhs_MN.shape[0]:
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_MN.shape}; expected [M, K] and [M, N]")
-    dtype = jnp.dtype(preferred_element_type or jnp.promote_types(lhs_MK.dtype, rhs_MN.dtype))
-    start_G, end_G = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, num_groups)
-    return _outer(*_vary_alike(lhs_MK, rhs_MN, start_G, end_G), dtype, _pick(implementation))
+    num_groups = group_sizes_G.shape[0] if num_groups is None else num_groups
+    bounds = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, num_groups)
+    how = _how(lhs_MK, rhs_MN, preferred_element_type, implementation)
+    return _outer(*_vary_alike(lhs_MK, rhs_MN, *bounds), how)
 
 
-def _check_sizes(group_sizes_G, group_offset, num_groups: int) -> None:
-    total = group_sizes_G.shape[0] if group_sizes_G.ndim == 1 else 0
-    first = group_offset if isinstance(group_offset, int) else 0
-    if not 0 <= first <= total - num_groups:
-        raise ValueError(
-            f"group_sizes is {group_sizes_G.shape}, but groups {first} to {first + num_groups - 1} were asked for; "
-            "group_sizes counts all groups, group_offset is the first one held here"
-        )
+class _How(NamedTuple):
+    """What of a product is known when it is traced."""
+
+    dtype: jnp.dtype
+    implementation: str
+
+
+def _how(lhs, rhs, preferred_element_type, implementation: str | None) -> _How:
+    implementation = implementation or "xla_tiles"
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+    dtype = preferred_element_type or jnp.promote_types(lhs.dtype, rhs.dtype)
+    return _How(jnp.dtype(dtype), implementation)
 
 
 def _bounds(num_rows: int, group_sizes_G, group_offset, num_groups: int):
-    """First and end row of every group held here."""
+    """First and end row of each of `num_groups` groups."""
+    first = group_offset if isinstance(group_offset, int) else 0
+    if group_sizes_G.ndim != 1 or not 0 <= first <= group_sizes_G.shape[0] - num_groups:
+        wanted = f"groups {first} to {first + num_groups - 1} are wanted"
+        raise ValueError(
+            f"group_sizes is {group_sizes_G.shape}, but {wanted}; "
+            "group_sizes counts the rows of all groups, group_offset is the first group that is wanted"
+        )
     end_G = jnp.minimum(jnp.cumsum(group_sizes_G, dtype=jnp.int32), num_rows)
     start_G = jnp.concatenate([jnp.zeros_like(end_G[:1]), end_G[:-1]])
     held = functools.partial(lax.dynamic_slice_in_dim, start_index=group_offset, slice_size=num_groups)
@@ -104,14 +120,6 @@ def _vary_alike(*arrays):
     return tuple(vary(x, axes) for x in arrays)
 
 
-def _pick(implementation: str | None) -> str:
-    if implementation is None:
-        return "xla_tiles"
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
-    return implementation
-
-
 def _promote(lhs, rhs):
     dtype = jnp.promote_types(lhs.dtype, rhs.dtype)
     return lhs.astype(dtype), rhs.astype(dtype)
@@ -120,48 +128,47 @@ def _promote(lhs, rhs):
 # The two products are each other's derivatives, so second and higher derivatives come by themselves.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, implementation):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, how: _How):
     lhs_MK, rhs = _promote(lhs_MK, rhs)
     if 0 in (*lhs_MK.shape, *rhs.shape):
-        zero_MN = jnp.zeros((lhs_MK.shape[0], rhs.shape[1 if transpose_rhs else 2]), dtype)
+        zero_MN = jnp.zeros((lhs_MK.shape[0], rhs.shape[1 if transpose_rhs else 2]), how.dtype)
         return vary(zero_MN, varying_axes(lhs_MK))
-    return IMPLEMENTATIONS[implementation].matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype)
+    return IMPLEMENTATIONS[how.implementation].matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, how.dtype)
 
 
-def _matmul_forward(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, implementation):
-    out_MN = _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, implementation)
-    return out_MN, (lhs_MK, rhs, start_G, end_G)
+def _matmul_forward(lhs_MK, rhs, start_G, end_G, transpose_rhs, how):
+    return _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, how), (lhs_MK, rhs, start_G, end_G)
 
 
-def _matmul_backward(transpose_rhs, dtype, implementation, saved, grad_MN):
-    lhs_MK, rhs, start_G, end_G = saved
-    dlhs_MK = _matmul(grad_MN, rhs, start_G, end_G, not transpose_rhs, lhs_MK.dtype, implementation)
+def _matmul_backward(transpose_rhs, how, saved, grad_MN):
+    lhs_MK, rhs, *bounds = saved
     left, right = (grad_MN, lhs_MK) if transpose_rhs else (lhs_MK, grad_MN)
-    drhs = _outer(left, right, start_G, end_G, rhs.dtype, implementation)
+    dlhs_MK = _matmul(grad_MN, rhs, *bounds, not transpose_rhs, how._replace(dtype=lhs_MK.dtype))
+    drhs = _outer(left, right, *bounds, how._replace(dtype=rhs.dtype))
     return dlhs_MK, drhs, None, None
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _outer(lhs_MK, rhs_MN, start_G, end_G, dtype, implementation):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _outer(lhs_MK, rhs_MN, start_G, end_G, how: _How):
     lhs_MK, rhs_MN = _promote(lhs_MK, rhs_MN)
     if 0 in (*lhs_MK.shape, *rhs_MN.shape):
-        zero_GKN = jnp.zeros((start_G.shape[0], lhs_MK.shape[1], rhs_MN.shape[1]), dtype)
+        zero_GKN = jnp.zeros((start_G.shape[0], lhs_MK.shape[1], rhs_MN.shape[1]), how.dtype)
         return vary(zero_GKN, varying_axes(lhs_MK))
-    return IMPLEMENTATIONS[implementation].outer(lhs_MK, rhs_MN, start_G, end_G, dtype)
+    return IMPLEMENTATIONS[how.implementation].outer(lhs_MK, rhs_MN, start_G, end_G, how.dtype)
 
 
-def _outer_forward(lhs_MK, rhs_MN, start_G, end_G, dtype, implementation):
-    return _outer(lhs_MK, rhs_MN, start_G, end_G, dtype, implementation), (lhs_MK, rhs_MN, start_G, end_G)
+def _outer_forward(lhs_MK, rhs_MN, start_G, end_G, how):
+    return _outer(lhs_MK, rhs_MN, start_G, end_G, how), (lhs_MK, rhs_MN, start_G, end_G)
 
 
-def _outer_backward(dtype, implementation, saved, grad_GKN):
-    lhs_MK, rhs_MN, start_G, end_G = saved
-    dlhs_MK = _matmul(rhs_MN, grad_GKN, start_G, end_G, True, lhs_MK.dtype, implementation)
-    drhs_MN = _matmul(lhs_MK, grad_GKN, start_G, end_G, False, rhs_MN.dtype, implementation)
+def _outer_backward(how, saved, grad_GKN):
+    lhs_MK, rhs_MN, *bounds = saved
+    dlhs_MK = _matmul(rhs_MN, grad_GKN, *bounds, True, how._replace(dtype=lhs_MK.dtype))
+    drhs_MN = _matmul(lhs_MK, grad_GKN, *bounds, False, how._replace(dtype=rhs_MN.dtype))
     return dlhs_MK, drhs_MN, None, None
 
 

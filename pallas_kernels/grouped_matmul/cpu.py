@@ -1,16 +1,16 @@
 """Grouped products out of plain XLA operations, made for CPU and correct everywhere.
 
-What costs time here is copies, and packing the same weights again for every small dot. So a group is few dots:
-its rows are cut into chunks of about the mean group, the first one rounded up to one of a few static row counts,
-and all chunks of one row count run in one loop that updates the result in place:
+What costs time is copies, and packing the same weights again for every small dot. So a group is few dots:
+its rows are cut into chunks of about the mean group, the first one rounded up to one of a few static row
+counts, and all chunks of one row count run in one loop that updates the result in place:
 
     for rows in (step, 2 step, ..., longest):          unrolled: static shapes
         while a chunk of this length is left:          dynamic trip count
             out[chunk] = lhs[chunk] @ rhs[its group]
 
-Rounding up costs half a step per group, a sixteenth of the mean group. A chunk that reaches past its group (or,
-moved up at the end of the buffer, begins before it) computes rows of other groups too; a select keeps what was
-there. Branches (`lax.switch`) in the place of the loops would copy the whole result at every chunk.
+Rounding up costs half a step per group, a sixteenth of the mean group. A chunk that reaches past its group,
+or begins before it because the buffer ends, computes rows of other groups too; a select keeps what was there.
+Branches (`lax.switch`) in the place of the loops would copy the whole result at every chunk.
 """
 
 import jax
@@ -25,7 +25,7 @@ MIN_STEP, MAX_STEP = 16, 128  # rows
 
 
 def chunk_lengths(num_rows: int, num_groups: int) -> tuple[int, ...]:
-    """The static chunk lengths for `num_rows` sorted rows: multiples of a step, up to about the mean group."""
+    """The static chunk lengths: multiples of a step, up to about the mean group."""
     mean = num_rows // num_groups
     step = MIN_STEP
     while step < MAX_STEP and step * MOST_LENGTHS < mean:
@@ -36,11 +36,11 @@ def chunk_lengths(num_rows: int, num_groups: int) -> tuple[int, ...]:
 
 
 def schedule(start_G, end_G, lengths: tuple[int, ...], num_rows: int):
-    """Cut every group into one chunk of at most the longest length, and then full ones; sort chunks by length.
+    """Cut every group into one chunk of any length and then full ones; sort the chunks by length.
 
     Returns:
-      (group, first row, end row) of every chunk C, and where in that order the chunks of each length stop; the
-      full ones come last, after those that are their group's first.
+      (group, first row, end row) of every chunk C, and where in that order the chunks of each length stop.
+      One more length at the end is for the full chunks that are not their group's first.
     """
     step, longest = lengths[0], lengths[-1]
     num_groups = start_G.shape[0]
@@ -64,8 +64,8 @@ def schedule(start_G, end_G, lengths: tuple[int, ...], num_rows: int):
 def for_each_chunk(update, out, num_rows: int, start_G, end_G):
     """Fold `out = update(out, group, at, inside, first)` over all chunks.
 
-    `at` is the row where as many static rows begin as `inside` has; `first` says (statically) that the chunk is
-    its group's first.
+    The chunk's rows are as many as `inside` has, from row `at` on; those not `inside` are not the group's.
+    `first` (static) says that no chunk of the group came before.
     """
     lengths = chunk_lengths(num_rows, start_G.shape[0])
     (group_C, first_C, end_C), stop_L = schedule(start_G, end_G, lengths, num_rows)

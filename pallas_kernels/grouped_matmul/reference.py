@@ -1,4 +1,4 @@
-"""The meaning of the grouped products: one masked product per group. G times the work; the oracle, not a path."""
+"""The meaning of the grouped products: a masked product per group; G times the work, so an oracle."""
 
 import jax
 import jax.numpy as jnp

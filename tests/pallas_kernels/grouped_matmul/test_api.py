@@ -9,7 +9,7 @@ LHS, RHS, SIZES = jnp.zeros((6, 4)), jnp.zeros((2, 4, 3)), jnp.array([1, 2])
 
 
 def test_widths_that_differ():
-    with pytest.raises(ValueError, match=r"lhs is \(6, 3\), rhs is \(2, 4, 3\); expected \[M, K\] and \[G, K, N\]"):
+    with pytest.raises(ValueError, match=r"lhs is \(6, 3\), rhs is \(2, 4, 3\); .* \[M, K\] and \[G, K, N\]"):
         grouped_matmul(LHS[:, :3], RHS, SIZES)
     with pytest.raises(ValueError, match=r"expected \[M, K\] and \[G, N, K\]"):
         grouped_matmul(LHS, RHS, SIZES, transpose_rhs=True)
@@ -18,9 +18,9 @@ def test_widths_that_differ():
 
 
 def test_groups_that_do_not_exist():
-    with pytest.raises(ValueError, match=r"group_sizes is \(2,\), but groups 1 to 2 were asked for"):
+    with pytest.raises(ValueError, match=r"group_sizes is \(2,\), but groups 1 to 2 are wanted"):
         grouped_matmul(LHS, RHS, SIZES, group_offset=1)
-    with pytest.raises(ValueError, match=r"groups 0 to 2 were asked for"):
+    with pytest.raises(ValueError, match=r"groups 0 to 2 are wanted"):
         grouped_outer(LHS, LHS, SIZES, num_groups=3)
 
 
