@@ -29,7 +29,7 @@ def init(key: jax.Array, cfg: ModelConfig) -> Any:
       cfg: of the model, for example `configs.base.tiny().model`.
 
     Returns:
-      Nested dicts of arrays in `cfg.param_dtype`; those of layers have a leading dim over the layers of a group.
+      Nested dicts of arrays in `cfg.param_dtype`; below `group<i>` they have a leading dim over its layers.
 
     >>> import jax, moejax
     >>> from configs import base
@@ -37,11 +37,14 @@ def init(key: jax.Array, cfg: ModelConfig) -> Any:
     >>> params["embed"].shape  # vocabulary, width
     (272, 64)
     """
-    require(isinstance(cfg, ModelConfig), f"cfg is a {type(cfg).__name__}; give a ModelConfig, such as run.model")
+    kind = type(cfg).__name__
+    require(isinstance(cfg, ModelConfig), f"cfg is a {kind}; give a ModelConfig, such as run.model")
     return decoder.init(key, cfg)
 
 
-def forward(params: Any, cfg: ModelConfig, tokens: Batch | jax.Array | Sequence[Sequence[int]], *, sides=None) -> Output:
+def forward(
+    params: Any, cfg: ModelConfig, tokens: Batch | jax.Array | Sequence[Sequence[int]], *, sides=None
+) -> Output:
     """Run the model over whole texts; compiled once per shape.
 
     Args:
@@ -51,8 +54,8 @@ def forward(params: Any, cfg: ModelConfig, tokens: Batch | jax.Array | Sequence[
       sides: `Model.sides`; None adds nothing to the routing.
 
     Returns:
-      Output. `logits` f32[B, T, V] are the unnormalised log-probabilities (nats) of the token that follows each
-      position, `hidden_BTD` what they were computed from. Past the end of a shorter text they mean nothing.
+      Output. `logits` f32[B, T, V] are the unnormalised log-probabilities (nats) of the token that follows
+      each position, `hidden_BTD` what they were computed from. Past the end of a text they mean nothing.
 
     Raises:
       UsageError: the tokens are not whole numbers [B, T], or not ids of the model.

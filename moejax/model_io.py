@@ -1,8 +1,7 @@
 """A model as a directory: the one that training keeps its run in, or the one that `save` makes.
 
-    config.json     the settings
-    tokenizer.json  in the format of the `tokenizers` library
-    checkpoints/    parameters, hashed in a manifest
+It holds config.json (the settings), tokenizer.json (in the format of the `tokenizers` library) and
+checkpoints/ (parameters, hashed in a manifest).
 """
 
 import dataclasses
@@ -26,7 +25,9 @@ from moejax.training.checkpoint import Checkpointer
 from moejax.training.data import tokenizer
 from moejax.training.objective import sides_of
 
-EXPECTED = "a model is a directory with config.json, tokenizer.json and checkpoints/, as train.py or moejax.save makes it"
+EXPECTED = (
+    "a model is a directory with config.json, tokenizer.json and checkpoints/, from train.py or moejax.save"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +97,8 @@ def save(model: Model, path: str | os.PathLike) -> None:
     try:
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
-        config = SavedModel(model.cfg, model.context)
-        durable.write_file(temp / "config.json", overrides.dumps(overrides.resolve(config, "moejax.save", {})).encode())
+        config = overrides.resolve(SavedModel(model.cfg, model.context), "moejax.save", {})
+        durable.write_file(temp / "config.json", overrides.dumps(config).encode())
         durable.write_file(temp / "tokenizer.json", model.tokenizer.to_json().encode())
         sides = _flatten_sides(model.sides)
         meta = {"sides": {name: [side.shape, str(side.dtype)] for name, side in sides.items()}}
@@ -129,7 +130,7 @@ def _read_config(path: Path, strategies: Iterable[type]) -> Run | SavedModel:
 def _restore(checkpoints: Checkpointer, wanted: Any, step: int | None):
     restored = checkpoints.restore(wanted, step=step)
     if restored is None:
-        raise CheckpointError("there is no checkpoint in this directory yet; train until the first one is saved")
+        raise CheckpointError("there is no checkpoint in the directory yet; train until one is saved")
     return restored.state
 
 

@@ -1,4 +1,4 @@
-"""From logits to a token; every row has its own settings and its own noise, so rows do not know each other."""
+"""From logits to a token; every row has its own settings and its own noise."""
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,8 @@ def narrow(logits_BV, top_k_B, top_p_B):
     share_BV = jax.nn.softmax(jnp.where(jnp.arange(V)[None] < k_B[:, None], sorted_BV, -jnp.inf), axis=-1)
     before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
     reach_B = jnp.sum(before_BV < top_p_B[:, None], axis=-1)
-    reach_B = jnp.where(top_p_B < 1, jnp.maximum(reach_B, 1), V)  # rounding must not cut the tail of top_p = 1
-    count_B = jnp.minimum(k_B, reach_B)
+    # Rounding must neither drop the first token of a tiny top_p nor cut the tail of top_p = 1.
+    count_B = jnp.minimum(k_B, jnp.where(top_p_B < 1, jnp.maximum(reach_B, 1), V))
     last_B1 = jnp.take_along_axis(sorted_BV, count_B[:, None] - 1, axis=-1)
     return jnp.where(logits_BV >= last_B1, logits_BV, -jnp.inf)
 

@@ -1,7 +1,7 @@
 """Batched decoding with a KV cache: one compiled prefill and one compiled decode per size of request.
 
-Requests are grouped by their own size alone, and every group has the same number of rows. So the shapes that a
-request meets, and with them its text, do not depend on the other requests.
+Requests are grouped by their own size alone, and every group has the same number of rows. So the shapes that
+a request meets, and with them its text, do not depend on the other requests.
 """
 
 import collections
@@ -84,7 +84,7 @@ def generate(
     >>> len(one.tokens), one.finish_reason, one.prompt_tokens
     (5, 'length', 5)
     """
-    refuse_unless(not isinstance(prompts, str), "prompts is one text; give a list of texts", "prompts", "invalid_type")
+    refuse_unless(not isinstance(prompts, str), "prompts is one text; give a list of texts", "prompts")
     columns = {name: _per_prompt(name, value, len(prompts)) for name, value in sampling.items()}
     requests = []
     for i, prompt in enumerate(prompts):
@@ -139,7 +139,8 @@ def _decode_group(model, group: list[Request], shape: tuple[int, int, int]) -> l
     token_BT = np.zeros((num_rows, prompt_len), np.int32)
     for row, request in enumerate(group):
         token_BT[row, : len(request.tokens)] = request.tokens
-    rows = prefill(model.params, model.sides, token_BT, _new_rows(model, group, num_rows), m=model.cfg, length=length)
+    rows = _new_rows(model, group, num_rows)
+    rows = prefill(model.params, model.sides, token_BT, rows, m=model.cfg, length=length)
     first_tokens = zip(*_host(rows.token_B, rows.stopped_B), strict=True)
     written = [[] if stopped else [token] for token, stopped in first_tokens]
     while np.any(rows.active_B):
@@ -161,7 +162,6 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
     def setting(name: str, idle, dtype):
         return column((getattr(request.sampling, name) for request in group), idle, dtype)
 
-    top_k_B = np.minimum(setting("top_k", 0, np.int64), model.cfg.vocab).astype(np.int32)
     return Rows(
         cache=None,
         eos=np.int32(model.tokenizer.eos),
@@ -171,7 +171,7 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
         stopped_B=np.zeros(num_rows, bool),
         settings=SamplingRows(
             temperature_B=setting("temperature", 0, np.float32),
-            top_k_B=top_k_B,
+            top_k_B=column((min(request.sampling.top_k, model.cfg.vocab) for request in group), 0, np.int32),
             top_p_B=setting("top_p", 1, np.float32),
             seed_B=setting("seed", 0, np.uint32),
         ),
@@ -203,7 +203,7 @@ def prefill(params, sides, token_BT, rows: Rows, *, m, length: int) -> Rows:
 
 @functools.partial(jax.jit, static_argnames="m", donate_argnames="rows")
 def decode(params, sides, rows: Rows, *, m):
-    """(rows, token_BT, count_B): up to STEPS more tokens of each row, of which the first `count_B` are there."""
+    """(rows, token_BT, count_B): up to STEPS more tokens per row, of which the first `count_B` are there."""
 
     def unfinished(carry):
         step, rows, _, _ = carry

@@ -1,7 +1,8 @@
-"""What one caller wants: a prompt and how to sample; whatever is wrong with it is that caller's error alone."""
+"""What one caller wants: a prompt and how to sample; what is wrong with it is that caller's error alone."""
 
 import dataclasses
 from collections.abc import Sequence
+from reprlib import repr as short
 from typing import Any, TypedDict
 
 from moejax.errors import UsageError
@@ -40,9 +41,10 @@ class Sampling:
             kinds = (int,) if kind is int else (int, float)
             right = isinstance(value, kinds) and not isinstance(value, bool)
             wanted = "a whole number" if kind is int else "a number"
-            refuse_unless(right, f"{name}={value!r} must be {wanted}", name, "invalid_type")
+            refuse_unless(right, f"{name}={short(value)} must be {wanted}", name, "invalid_type")
         self._within("max_tokens", self.max_tokens >= 1, "at least 1")
-        self._within("temperature", 0 <= self.temperature <= MAX_TEMPERATURE, f"from 0 to {MAX_TEMPERATURE:g}")
+        in_range = 0 <= self.temperature <= MAX_TEMPERATURE
+        self._within("temperature", in_range, f"from 0 to {MAX_TEMPERATURE:g}")
         self._within("top_k", self.top_k >= 0, "at least 1, or 0 for all tokens")
         self._within("top_p", 0 < self.top_p <= 1, "above 0 and at most 1")
         self._within("seed", 0 <= self.seed <= MAX_SEED, f"from 0 to {MAX_SEED}")
@@ -84,8 +86,8 @@ def make_request(model: Any, prompt: str | Sequence[int], sampling: Sampling) ->
     room = model.context - len(tokens)
     refuse_unless(
         room >= 1,
-        f"the prompt has {len(tokens)} tokens, but the model's context is {model.context} tokens for prompt and "
-        f"completion; shorten the prompt to at most {model.context - 1} tokens",
+        f"the prompt has {len(tokens)} tokens, but the model's context is {model.context} tokens for prompt "
+        f"and completion; shorten the prompt to at most {model.context - 1} tokens",
         "prompt",
         "context_length_exceeded",
     )
@@ -98,22 +100,24 @@ def _encode(model, text: str) -> tuple[int, ...]:
     longest = max(map(len, model.tokenizer.backend.get_vocab()))  # characters of one token
     refuse_unless(
         len(text) <= longest * model.context,
-        f"the prompt has {len(text)} characters, more than the model's context of {model.context} tokens can hold; "
-        "shorten the prompt",
+        f"the prompt has {len(text)} characters, more than the model's context of {model.context} tokens can "
+        "hold; shorten the prompt",
         "prompt",
         "context_length_exceeded",
     )
     try:
         return (model.tokenizer.bos, *model.tokenizer.encode(text))
     except UnicodeEncodeError as error:
-        raise RequestError(f"the prompt has half a surrogate pair at character {error.start}", "prompt") from None
+        half = f"half a surrogate pair at character {error.start}"
+        raise RequestError(f"the prompt has {half}", "prompt") from None
 
 
 def _checked(tokens: Sequence[int], vocab: int) -> tuple[int, ...]:
     is_list = isinstance(tokens, Sequence) and not isinstance(tokens, bytes)
-    refuse_unless(is_list, f"the prompt is {type(tokens).__name__}, not text or token ids", "prompt", "invalid_type")
+    kind = type(tokens).__name__
+    refuse_unless(is_list, f"the prompt is {kind}, not text or token ids", "prompt", "invalid_type")
     refuse_unless(len(tokens) > 0, "the prompt is empty; give at least one token", "prompt")
     for i, token in enumerate(tokens):
         right = isinstance(token, int) and not isinstance(token, bool) and 0 <= token < vocab
-        refuse_unless(right, f"prompt[{i}]={token!r} is not a token id from 0 to {vocab - 1}", "prompt")
+        refuse_unless(right, f"prompt[{i}]={short(token)} is not a token id from 0 to {vocab - 1}", "prompt")
     return tuple(tokens)

@@ -81,7 +81,9 @@ def test_noise_changes_with_seed_and_position():
     assert len(set(np.asarray(same_pos).tolist())) > 60
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 1000), st.sampled_from([0.0, 0.7, 2.0]), st.sampled_from([0, 5]))
+@given(
+    st.integers(0, 2**32 - 1), st.integers(0, 1000), st.sampled_from([0.0, 0.7, 2.0]), st.sampled_from([0, 5])
+)
 def test_a_row_does_not_depend_on_its_mates(seed, pos, temperature, top_k):
     own = rows(1, temperature, top_k, 1.0, [seed])
     mates = rows(2, 1.3, 0, 0.5, [1, 2])
