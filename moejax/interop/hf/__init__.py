@@ -1,0 +1,1 @@
+"""Hugging Face transformers: one module per model family."""
