@@ -54,7 +54,7 @@ class Job:
 def read_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
     """(number, line without its end) of every line that is not blank; None in place of an overlong one."""
     number = 0
-    while line := stream.readline(MAX_LINE + 2):
+    while line := stream.readline(MAX_LINE + 5):  # 5 for a byte order mark and the line's end
         number += 1
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)

@@ -71,23 +71,25 @@ def run(call: Call) -> None:
 
 def _answer_prompt(values: dict, defaults: Sampling) -> None:
     prompt = _read_prompt() if values["prompt"] == "-" else values["prompt"]
-    with open_output(values["output"]) as output:
-        model = _load(values)
-        from moejax.serving.batch_file import Job, answer
-        from moejax.serving.generate import complete
-        from moejax.serving.request import make_request
+    output = open_output(values["output"])
+    model = _load(values)
+    from moejax.serving.batch_file import Job, answer
+    from moejax.serving.generate import complete
+    from moejax.serving.request import make_request
 
-        job = Job(1, False, 1, make_request(model, prompt, defaults))
-        tally = Tally()
-        ((_, completion),) = complete(model, [job.request], batch_rows=1)
+    job = Job(1, False, 1, make_request(model, prompt, defaults))
+    tally = Tally()
+    ((_, completion),) = complete(model, [job.request], batch_rows=1)
+    tally.add(completion)
+    with output:
         as_text = values["output"] == "-"
         output.write([completion.text if as_text else answer(job, completion, values["model"])])
-    tally.add(completion)
     tally.report("done: ")
 
 
 def _answer_lines(values: dict, defaults: Sampling) -> None:
-    with _open_input(values["input"]) as stream, open_output(values["output"]) as output:
+    output = open_output(values["output"])
+    with _open_input(values["input"]) as stream:
         model = _load(values)
         from moejax.serving.batch_file import Reader, answer, read_lines
         from moejax.serving.generate import complete
@@ -96,16 +98,16 @@ def _answer_lines(values: dict, defaults: Sampling) -> None:
         name = "standard input" if values["input"] == "-" else values["input"]
         jobs = Reader(model, defaults, name, is_json).jobs(read_lines(stream))
         tally, rows = Tally(), values["batch_rows"]
-        while window := list(itertools.islice(jobs, GROUPS * rows)):
-            good = [job for job in window if job.request]
-            done = {
-                good[i].number: found for i, found in complete(model, [job.request for job in good], rows)
-            }
-            completions = [done.get(job.number) for job in window]
-            output.write([answer(*pair, values["model"]) for pair in zip(window, completions, strict=True)])
-            for completion in completions:
-                tally.add(completion)
-            tally.report_sometimes()
+        with output:
+            while window := list(itertools.islice(jobs, GROUPS * rows)):
+                good = [job for job in window if job.request]
+                done = complete(model, [job.request for job in good], rows)
+                completion_of = {good[i].number: completion for i, completion in done}
+                answered = [(job, completion_of.get(job.number)) for job in window]
+                output.write([answer(job, completion, values["model"]) for job, completion in answered])
+                for _, completion in answered:
+                    tally.add(completion)
+                tally.report_sometimes()
     tally.report("done: ")
     if tally.errors and values["strict"]:
         raise DataError(
@@ -142,11 +144,12 @@ def _load(values: dict):
     import jax
 
     from moejax.model_io import load
+    from moejax.serving.unroll import unrolled
     from moejax.training.data.cache import directory
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(directory("") / "xla"))
-    return load(model, step=values["step"])
+    return unrolled(load(model, step=values["step"]))
 
 
 class Tally:

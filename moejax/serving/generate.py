@@ -26,6 +26,7 @@ from moejax.serving.request import (
     make_request,
     refuse_unless,
 )
+from moejax.serving.unroll import unrolled
 
 MIN_BUCKET = 16  # lengths are rounded up to this times a power of two: few compilations
 STEPS = 16  # tokens per row that one call decodes; the host looks in between
@@ -93,7 +94,7 @@ def generate(
             requests.append(make_request(model, prompt, own))
         except RequestError as error:
             raise RequestError(f"prompts[{i}]: {error}", error.param, error.code) from None
-    completions = dict(complete(model, requests, batch_rows))
+    completions = dict(complete(unrolled(model), requests, batch_rows))
     return [completions[i] for i in range(len(requests))]
 
 
@@ -107,7 +108,10 @@ def _per_prompt(name: str, value, count: int) -> Sequence:
 
 
 def complete(model, requests: Sequence[Request], batch_rows: int = 0) -> Iterator[tuple[int, Completion]]:
-    """(index of the request, its completion) in the order in which they are finished; as `generate`."""
+    """(index of the request, its completion) in the order in which they are finished; as `generate`.
+
+    Give it an `unrolled` model: it is several times faster.
+    """
     rows = batch_rows or bucket(len(requests), 1, MAX_ROWS)
     for (prompt_len, length), indices in group_by_size(requests, model.context).items():
         for first in range(0, len(indices), rows):

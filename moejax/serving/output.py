@@ -35,10 +35,10 @@ class OutputFile:
 
     def __init__(self, path: str):
         self._path = Path(path)
-        self._part = self._path.with_name(f"{self._path.name}.part")
         folder = self._path.parent
         require(folder.is_dir(), f"--output={path}: there is no directory {str(folder)!r}; make it first")
         require(not self._path.is_dir(), f"--output={path} is a directory; name a file in it")
+        self._part = self._path.with_name(f"{self._path.name}.part")
 
     def __enter__(self) -> "OutputFile":
         try:

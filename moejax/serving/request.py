@@ -106,10 +106,11 @@ def _encode(model, text: str) -> tuple[int, ...]:
         "context_length_exceeded",
     )
     try:
-        return (model.tokenizer.bos, *model.tokenizer.encode(text))
+        text.encode()
     except UnicodeEncodeError as error:
         half = f"half a surrogate pair at character {error.start}"
         raise RequestError(f"the prompt has {half}", "prompt") from None
+    return (model.tokenizer.bos, *model.tokenizer.encode(text))
 
 
 def _checked(tokens: Sequence[int], vocab: int) -> tuple[int, ...]:

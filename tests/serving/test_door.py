@@ -1,0 +1,136 @@
+"""serve.py from the outside: flags, files, pipes, exit codes."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import moejax
+from moejax.flags import main
+from moejax.serving.door import PROGRAM
+from moejax.serving.generate import generate
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def saved(model, tmp_path_factory):
+    """The model's directory."""
+    path = tmp_path_factory.mktemp("serving") / "model"
+    moejax.save(model, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_cache_of_the_user(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+
+
+def serve(saved, *flags):
+    return main(PROGRAM, [f"--model={saved}", "--max_tokens=15", *flags])
+
+
+def piped(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_a_file_of_requests(saved, model, tmp_path, capsys):
+    requests = tmp_path / "prompts.jsonl"
+    lines = [
+        {"id": "a", "prompt": "def f(x):"},
+        {"prompt": ""},
+        {"id": 9, "prompt": "a", "temperature": 1, "seed": 4},
+    ]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = tmp_path / "out.jsonl"
+    assert serve(saved, f"--input={requests}", f"--output={output}", "--batch_rows=4") == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    one, two = generate(
+        model, ["def f(x):", "a"], max_tokens=15, temperature=[0.0, 1.0], seed=[0, 4], batch_rows=4
+    )
+    assert [row["id"] for row in rows] == ["a", 2, 9]
+    assert [rows[0]["text"], rows[2]["text"]] == [one.text, two.text]
+    assert rows[1]["error"]["message"] == f"{requests}:2: the prompt is empty; give at least one character"
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines()[-1].startswith("done: requests=3 errors=1 prompt_tokens=12 tokens=30 ")
+    assert serve(saved, f"--input={requests}", "--strict", "--batch_rows=4") == 65
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_answers_keep_their_order_over_many_windows(saved, monkeypatch, capsys):
+    monkeypatch.setattr("moejax.serving.door.GROUPS", 1)
+    count = 11
+    piped(monkeypatch, b"".join(b"%s\n" % (b"x" * (1 + 7 * i % 9)) for i in range(count)))
+    assert serve(saved, "--input=-", "--batch_rows=4") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["id"] for row in rows] == list(range(1, count + 1))
+    assert [row["prompt_tokens"] for row in rows] == [2 + 7 * i % 9 for i in range(count)]
+
+
+def test_a_prompt_is_answered_as_text(saved, model, monkeypatch, capsys):
+    text = generate(model, ["a"], max_tokens=15, batch_rows=1)[0].text
+    assert serve(saved, "--prompt=a") == 0
+    assert capsys.readouterr().out == text + "\n"
+    piped(monkeypatch, b"a\n")
+    assert serve(saved, "--prompt=-") == 0
+    assert capsys.readouterr().out == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--prompt=a", "--model="], "--model is missing"),
+        (["--prompt=a", "--model=nowhere"], "--model=nowhere is no directory"),
+        (["--prompt=a", "--model=."], "has no config.json"),
+        ([], "give either --prompt"),
+        (["--prompt=a", "--input=b"], "give either --prompt"),
+        (["--prompt="], "the prompt is empty"),
+        (["--prompt=a", "--temperature=3"], "temperature=3.0 must be from 0 to 2"),
+        (["--prompt=a", "--max_tokens=0"], "max_tokens=0 must be at least 1"),
+        (["--prompt=a", "--max_token=3"], "did you mean --max_tokens?"),
+        (["--prompt=a", "--output=no/where"], "there is no directory 'no'"),
+        (["--prompt=a", "--output=."], "--output=. is a directory"),
+        (["--input=nowhere.jsonl"], "--input=nowhere.jsonl cannot be read: No such file"),
+        (["--prompt=a", "--batch_rows=0"], "batch_rows"),
+    ],
+)
+def test_what_cannot_work_is_refused(saved, tmp_path, monkeypatch, capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    assert main(PROGRAM, [f"--model={saved}", *flags]) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err and captured.out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_such_step(saved, capsys):
+    assert serve(saved, "--prompt=a", "--step=3") == 66
+    assert "no checkpoint of step 3; there are: 0" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(saved):
+    command = [
+        sys.executable,
+        "serve.py",
+        f"--model={saved}",
+        "--input=-",
+        "--max_tokens=1",
+        "--batch_rows=4",
+    ]
+    data = b"a\n" * 3000
+    server = subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    with server:
+        server.stdout.close()
+        _, errors = server.communicate(data, timeout=200)
+    assert (server.returncode, errors) == (0, b"")
+
+
+def test_the_model_is_not_touched(saved):
+    names = sorted(str(path.relative_to(saved)) for path in saved.rglob("*"))
+    assert not any("lock" in name or "corrupt" in name for name in names)
