@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from moejax import sharding, weights
+from moejax import sharding
 from moejax import specs as sp
 from moejax.model import stack
 from moejax.ops.norm import rms_norm
@@ -40,10 +40,16 @@ def embed(params, m, token_BT):
     return table_VD.at[token_BT].get(out_sharding=sharding.out("BTD")).astype(m.dtype)
 
 
+def unembedding(params, m):
+    """The table [V, D] whose rows the hidden states are compared with, ready to be used."""
+    return sharding.gather(params["embed" if m.tied else "unembed"]).astype(m.dtype)
+
+
 def unembed(params, m, hidden_BTD):
     """Logits in at least f32."""
     hidden_BTD = hidden_BTD.astype(m.dtype)
-    logits_BTV = weights.einsum("BTD,VD->BTV", hidden_BTD, params["embed" if m.tied else "unembed"])
+    table_VD = unembedding(params, m)
+    logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, table_VD, out_sharding=sharding.out("BTV"))
     return logits_BTV.astype(jnp.promote_types(m.dtype, jnp.float32))
 
 

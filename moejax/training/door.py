@@ -9,6 +9,7 @@ from absl import flags
 
 from moejax.errors import UsageError
 from moejax.flags import Call, Program
+from moejax.host_memory import keep_pages
 from moejax.overrides import Resolved, table
 from moejax.recipes import resolve
 from moejax.training.run_lock import RunLock
@@ -76,6 +77,7 @@ def _dry_run(resolved: Resolved) -> None:
 
 def _prepare_process(values: flags.FlagValues) -> None:
     """Logging, the compilation cache, and the other processes of the run; before the first use of a device."""
+    keep_pages()
     import jax
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
