@@ -92,27 +92,32 @@ def _answer_lines(values: dict, defaults: Sampling) -> None:
     with _open_input(values["input"]) as stream:
         model = _load(values)
         from moejax.serving.batch_file import Reader, answer, read_lines
-        from moejax.serving.generate import complete
 
         is_json = True if values["input"].endswith((".jsonl", ".json")) else None
         name = "standard input" if values["input"] == "-" else values["input"]
         jobs = Reader(model, defaults, name, is_json).jobs(read_lines(stream))
-        tally, rows = Tally(), values["batch_rows"]
+        tally = Tally()
         with output:
-            while window := list(itertools.islice(jobs, GROUPS * rows)):
-                good = [job for job in window if job.request]
-                done = complete(model, [job.request for job in good], rows)
-                completion_of = {good[i].number: completion for i, completion in done}
-                answered = [(job, completion_of.get(job.number)) for job in window]
+            for answered in _completed(model, jobs, values["batch_rows"]):
                 output.write([answer(job, completion, values["model"]) for job, completion in answered])
-                for _, completion in answered:
-                    tally.add(completion)
+                tally.add(*(completion for _, completion in answered))
                 tally.report_sometimes()
     tally.report("done: ")
     if tally.errors and values["strict"]:
         raise DataError(
             f"{tally.errors} of {tally.requests} lines could not be answered; the output says why"
         )
+
+
+def _completed(model, jobs: Iterator, rows: int) -> Iterator[list]:
+    """A few groups of jobs at a time, in their order, each job with its completion or None."""
+    from moejax.serving.generate import complete
+
+    while window := list(itertools.islice(jobs, GROUPS * rows)):
+        good = [job for job in window if job.request]
+        done = complete(model, [job.request for job in good], rows)
+        completion_of = {good[i].number: completion for i, completion in done}
+        yield [(job, completion_of.get(job.number)) for job in window]
 
 
 def _read_prompt() -> str:
@@ -159,14 +164,13 @@ class Tally:
         self.requests = self.errors = self._prompt_tokens = self._tokens = 0
         self._begin = self._reported = time.monotonic()
 
-    def add(self, completion) -> None:
-        """Count one answer; None is an error."""
-        self.requests += 1
-        if completion is None:
-            self.errors += 1
-        else:
-            self._prompt_tokens += completion.prompt_tokens
-            self._tokens += len(completion.tokens)
+    def add(self, *completions) -> None:
+        """Count answers; None is an error."""
+        good = [completion for completion in completions if completion is not None]
+        self.requests += len(completions)
+        self.errors += len(completions) - len(good)
+        self._prompt_tokens += sum(completion.prompt_tokens for completion in good)
+        self._tokens += sum(len(completion.tokens) for completion in good)
 
     def report_sometimes(self) -> None:
         """Report if somebody watches or if it was long ago."""

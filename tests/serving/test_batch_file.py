@@ -30,7 +30,7 @@ def test_lines_worked_example(monkeypatch):
 
 
 def test_a_plain_line(model):
-    line = b'{"id": "q", "prompt": "ab", "max_tokens": 3, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "seed": 6}'
+    line = b'{"id": "q", "prompt": "ab", "max_tokens":3, "temperature":0.5, "top_k":4, "top_p":0.9, "seed":6}'
     (job,) = jobs(model, line)
     tokens = (model.tokenizer.bos, *model.tokenizer.encode("ab"))
     assert job == Job(1, False, "q", Request(tokens, Sampling(3, 0.5, 4, 0.9, 6)))
