@@ -1,0 +1,1 @@
+"""Programs that measure a claim and return one Report: `python -m moejax.bench NAME`."""

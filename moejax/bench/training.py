@@ -1,0 +1,265 @@
+"""Training speed: tokens per second of one run's train step, beside its floor and beside transformers.
+
+The floor is what the machine would need in the same minute if nothing but the step's matmuls and the optimizer's
+one pass over memory took time: closed-form FLOPs over the rate of a large XLA matmul, plus bytes over bandwidth.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from absl import flags
+
+from moejax import specs as sp
+from moejax.analysis import machine
+from moejax.bench import step_parts
+from moejax.bench.report import Bar, Measure, Report, median
+from moejax.bench.rounds import Samples, interleave
+from moejax.bench.run import finish
+from moejax.config import Run
+from moejax.errors import UsageError
+from moejax.flags import Call, Program
+from moejax.interop.hf import mixtral
+from moejax.recipes import resolve
+from moejax.training import program as training_program
+
+OURS = "moejax"
+SPEEDUP, SHARE = "speed over the best peer", "share of the floor"
+BAR = (Bar(SPEEDUP, 1.15), Bar(SHARE, 0.85))
+CLAIM = (
+    "a train step is at least 1.15 times as fast as transformers' best, and takes 85% of its floor or more"
+)
+AGREEMENT = 1e-4  # relative difference of the first next-token loss beyond which nothing is compared
+WARM_UP = 2  # steps of every contestant before the first round
+BATCHES = 8  # different ones, taken in turn
+NO_PEERS = "transformers was not measured: pip install 'moejax[peers]' brings it"
+SUMMARY = """
+Measure tokens per second of a run's train step beside its floor and beside transformers' Mixtral.
+
+    python -m moejax.bench training --json=results/training_speed.json
+    python -m moejax.bench training --size=tiny
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSpeed:
+    """What to measure, how often."""
+
+    run: Run
+    source: str  # of the run
+    rounds: int = 7
+    steps: int = 1  # of every contestant in every round
+    peers: bool = True
+    matmul_size: int | None = None  # of the yardstick; None chooses for the device
+    bandwidth_size: int = 2**26  # floats of the other yardstick
+
+
+def tiny() -> TrainingSpeed:
+    """Seconds, for tests; its figures mean nothing."""
+    run = resolve("configs/tiny.py", {}).config
+    return TrainingSpeed(run, "configs/tiny.py", rounds=3, matmul_size=256, bandwidth_size=2**20)
+
+
+def run(cfg: TrainingSpeed) -> Report:
+    """Measure; every contestant starts from the same weights and sees the same batches."""
+    start = time.monotonic()
+    program = training_program.build(cfg.run)
+    with program.mesh_context():
+        batches = step_parts.random_batches(program, BATCHES)
+        placed = [program.place(batch) for batch in batches]
+        params = program.init().params
+        ours = step_parts.Step(program, placed)
+        parts = {
+            "forward": step_parts.Forward(program, params, placed[0]),
+            "gradient": step_parts.Gradient(program, params, placed[0]),
+            "update": step_parts.Update(program, params),
+        }
+        for step in (ours, *parts.values()):
+            _warm_up(step)
+        peers = _Peers(cfg, params, batches, float(ours.losses[0]))
+        yardstick = _Yardstick(program, cfg)
+        contestants = {OURS: ours, **peers.steps, **parts}
+        samples = interleave(contestants, cfg.rounds, cfg.steps, yardstick)
+    return Report(
+        name="training speed",
+        claim=CLAIM,
+        source=f"{cfg.source}: the step that train.py compiles, f32, AdamW",
+        settings=_settings(cfg, program) | peers.settings,
+        baseline="MixtralForCausalLM of transformers, the same weights and batches, its fastest implementation",
+        measures=_measures(program, samples, list(peers.steps), yardstick),
+        bar=BAR,
+        machine=machine.describe(),
+        seconds=time.monotonic() - start,
+        notes=tuple(peers.notes),
+    )
+
+
+def _warm_up(step: Callable[[], None]) -> None:
+    for _ in range(WARM_UP):
+        step()
+
+
+class _Yardstick:
+    """What the machine can do, measured before every round, and the time the step would need at that rate."""
+
+    def __init__(self, program: training_program.Program, cfg: TrainingSpeed):
+        self.flops = program.flops_per_step
+        self.bytes = optimizer_bytes(program)
+        self.cfg = cfg
+        self.rates, self.bandwidths = [], []
+
+    def __call__(self) -> None:
+        self.rates.append(machine.matmul_rate(size=self.cfg.matmul_size, repeats=3))
+        self.bandwidths.append(machine.memory_bandwidth(self.cfg.bandwidth_size, repeats=3))
+
+    @property
+    def matmul_seconds(self) -> list[float]:
+        return [self.flops / rate for rate in self.rates]
+
+    @property
+    def update_seconds(self) -> list[float]:
+        return [self.bytes / bandwidth for bandwidth in self.bandwidths]
+
+
+def optimizer_bytes(program: training_program.Program) -> int:
+    """What AdamW must move in f32: it reads parameter, gradient and two moments, and writes all but the gradient."""
+    return sp.count(program.specs) * 4 * 7
+
+
+class _Peers:
+    """The implementations of transformers that run here and compute the same loss."""
+
+    def __init__(self, cfg: TrainingSpeed, params, batches: list[dict], loss: float):
+        self.steps: dict[str, Callable[[], None]] = {}
+        self.notes: list[str] = []
+        self.settings: dict = {}
+        if not cfg.peers:
+            return
+        if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+            self.notes.append(NO_PEERS)
+            return
+        from moejax.bench import mixtral_peer
+
+        peer = mixtral_peer.Peer(cfg.run, mixtral.to_hf(params, cfg.run.model), batches, os.cpu_count())
+        updates = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in peer.update_seconds.items())
+        self.settings = {"peer versions": mixtral_peer.VERSIONS, "peer update": f"{peer.update} of {updates}"}
+        available = machine.describe().memory
+        runnable = []
+        for experts, attention, reason in mixtral_peer.implementations(cfg.run, available):
+            name = f"transformers {experts}, {attention} attention"
+            reason = reason or self._disagreement(peer, (experts, attention), loss)
+            if reason:
+                self.notes.append(f"{name} was not measured: {reason}")
+            else:
+                runnable.append((name, functools.partial(_peer_step, peer, (experts, attention))))
+        for name, step in runnable:  # only now, because a step moves the weights that all of them share
+            _warm_up(step)
+            self.steps[name] = step
+
+    def _disagreement(self, peer, how: tuple[str, str], loss: float) -> str | None:
+        """Why an implementation cannot be compared, or None."""
+        try:
+            peer.use(*how)
+            theirs = peer.next_token_loss()
+        except Exception as error:  # whatever other people's code raises is their result
+            return f"{type(error).__name__}: {error}"
+        if abs(theirs - loss) > AGREEMENT * abs(loss):
+            return f"its next-token loss of the first batch is {theirs:.6f}, that of moejax {loss:.6f}"
+        return None
+
+
+def _peer_step(peer, how: tuple[str, str]) -> None:
+    peer.use(*how)
+    peer.step()
+
+
+def _measures(program, samples: Samples, peers: list[str], yardstick: _Yardstick) -> tuple[Measure, ...]:
+    train = program.run.train
+    tokens = train.batch_rows * train.seq_len
+    floor = [a + b for a, b in zip(yardstick.matmul_seconds, yardstick.update_seconds, strict=True)]
+    ours = samples[OURS]
+
+    def speed(name: str, seconds: list[float]) -> Measure:
+        return median(name, [tokens / s for s in seconds], "tokens/s", "higher")
+
+    measures = [speed(name, samples[name]) for name in (OURS, *peers)] + [speed("floor", floor)]
+    if peers:
+        best = min(peers, key=lambda name: statistics.median(samples[name]))
+        measures.append(_ratio(SPEEDUP, samples[best], ours))
+    measures.append(_ratio(SHARE, floor, ours))
+    measures += _part_measures(samples, yardstick)
+    measures.append(median("matmul rate", [rate / 1e9 for rate in yardstick.rates], "GFLOP/s"))
+    measures.append(median("memory bandwidth", [rate / 1e9 for rate in yardstick.bandwidths], "GB/s"))
+    return tuple(measures)
+
+
+def _part_measures(samples: Samples, yardstick: _Yardstick) -> list[Measure]:
+    """Where a step's time goes, and how near each part is to its floor; the parts are compiled apart."""
+    step, forward, gradient, update = (
+        np.array(samples[name]) for name in (OURS, "forward", "gradient", "update")
+    )
+    matmul, moving = np.array(yardstick.matmul_seconds), np.array(yardstick.update_seconds)
+    parts = {"step": step, "forward": forward, "backward": gradient - forward, "update": update}
+    parts["rest of the step"] = step - gradient - update
+    floors = {"forward": matmul / 3, "backward": matmul * 2 / 3, "update": moving}
+    seconds = [median(name, list(map(float, taken)), "s", "lower") for name, taken in parts.items()]
+    return seconds + [
+        _ratio(f"{SHARE}, {name}", list(map(float, floor)), list(map(float, parts[name])))
+        for name, floor in floors.items()
+    ]
+
+
+def _ratio(name: str, numerator: list[float], denominator: list[float]) -> Measure:
+    """The ratio of the medians; the samples and their spread are the ratios within each round."""
+    paired = median(name, [a / b for a, b in zip(numerator, denominator, strict=True)], "x", "higher")
+    value = statistics.median(numerator) / statistics.median(denominator)
+    return dataclasses.replace(paired, value=value)
+
+
+def _settings(cfg: TrainingSpeed, program: training_program.Program) -> dict:
+    train = program.run.train
+    return {
+        "config": cfg.source,
+        "model": f"{sp.count(program.specs):,} parameters, {sp.count_active(program.specs):,} active per token",
+        "batch": f"{train.batch_rows} rows of {train.seq_len} uniform random tokens (seed {train.seed})",
+        "rounds": f"{cfg.rounds} of {cfg.steps} step(s) each, {BATCHES} batches in turn",
+        "floor": f"{program.flops_per_step / 1e9:.4g} GFLOP in matmuls (attention in full) and "
+        f"{optimizer_bytes(program) / 1e9:.3g} GB by the optimizer",
+        "versions": {"jax": jax.__version__, "optax": optax.__version__, "numpy": np.__version__},
+    }
+
+
+def define(values: flags.FlagValues) -> None:
+    """The flags of the benchmark."""
+    text, number = flags.DEFINE_string, flags.DEFINE_integer
+    text("config", "configs/small.py", "recipe, FILE.py or FILE.py:FUNCTION", flag_values=values)
+    text("size", "", "tiny: a run of seconds that shows that everything works", flag_values=values)
+    number("rounds", 7, "samples of every contestant", lower_bound=1, flag_values=values)
+    number("steps", 1, "steps of every contestant per round", lower_bound=1, flag_values=values)
+    flags.DEFINE_boolean("peers", True, "measure transformers too", flag_values=values)
+    text("json", None, "write the report there too", flag_values=values)
+
+
+def main(call: Call) -> None:
+    """Flags to a run of the benchmark."""
+    values = call.flags
+    if values["size"].value not in ("", "tiny"):
+        raise UsageError(f"--size={values['size'].value} is not a size; --size=tiny, or none")
+    if values["size"].value:
+        cfg = dataclasses.replace(tiny(), peers=values["peers"].value)
+    else:
+        source = values["config"].value
+        resolved = resolve(source, call.overrides)
+        options = {name: values[name].value for name in ("rounds", "steps", "peers")}
+        cfg = TrainingSpeed(resolved.config, source, **options)
+    finish(run(cfg), values["json"].value)
+
+
+PROGRAM = Program("python -m moejax.bench training", SUMMARY, define, main)
