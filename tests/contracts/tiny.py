@@ -16,6 +16,8 @@ from moejax.routers.score.linear import Linear
 from moejax.routers.select.top_k import TopK
 from moejax.seams import Batch, MaskRule, Memory, Mixing, RouteIn, Side
 
+# The programs of these tests run a few times for milliseconds; nearly all of their cost is to compile them.
+QUICK_COMPILE = {"xla_backend_optimization_level": 0}
 VOCAB = 32
 ATTN = Gqa(num_heads=4, num_kv_heads=2, head_width=4)
 MOE = Moe(num_experts=4, hidden=8, scorer=Linear(), selector=TopK(2), dispatch=Local())

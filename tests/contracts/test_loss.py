@@ -1,0 +1,218 @@
+"""What every loss must do: one meaning however the batch is cut, laid out, rematerialised or padded.
+
+All losses are trained together and apart: the objective is their weighted sum, and each reports its own value.
+Bounds are of each leaf's maximum: 1e-10 in float64, 1e-5 in float32.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax import sharding
+from moejax import specs as sp
+from moejax.config import BlockConfig
+from moejax.losses.base import Loss
+from moejax.losses.next_token import NextToken
+from moejax.model import forward as model
+from moejax.training import objective
+from tests.contracts import tiny
+from tests.contracts.cases import LOSSES, PER_MICRO_BATCH, each
+
+INVARIANT = tuple(loss for name, loss in LOSSES.items() if name not in PER_MICRO_BATCH)
+LAYERS = BlockConfig(tiny.ATTN, tiny.MOE)
+M = tiny.float64(tiny.model(LAYERS))
+BATCH = tiny.batch(0, rows=8, length=4)
+KEY = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One way of computing the objective of a batch."""
+
+    accumulate: int = 1
+    mesh: tuple = ()  # axis sizes
+    changes: tuple = ()  # of the model config
+    losses: tuple = INVARIANT
+
+
+@functools.lru_cache
+def program(way: Way, m=M):
+    """((objective, (loss states, metrics)), gradient) as a compiled function of (params, states, batch)."""
+    m = dataclasses.replace(m, **dict(way.changes))
+
+    def run(params, states, batch):
+        return objective.value_and_grad(params, m, way.losses, states, batch, None, way.accumulate)
+
+    return jax.jit(run, compiler_options=tiny.QUICK_COMPILE)
+
+
+def value_and_grad(way: Way, batch=BATCH, m=M):
+    with jax.enable_x64(m.dtype == "float64"), tiny.on_mesh(**dict(way.mesh)) as mesh:
+        params = model.init(jax.random.key(KEY), m)
+        states = tuple(loss.init(m) for loss in way.losses)
+        out = program(way, m)(params, states, sharding.place_rows(batch, mesh))
+        return jax.tree.map(np.asarray, out)
+
+
+@functools.lru_cache
+def plain(m=M):
+    """One device, one micro-batch, scanned, nothing rematerialised."""
+    return value_and_grad(Way(), m=m)
+
+
+WAYS = {
+    "accumulate_2": Way(accumulate=2),
+    "accumulate_8": Way(accumulate=8),
+    "data_2": Way(mesh=(("data", 2),)),
+    "data_8": Way(mesh=(("data", 8),)),
+    "fsdp_2_expert_2_tensor_2": Way(mesh=(("fsdp", 2), ("expert", 2), ("tensor", 2))),
+    "expert_4_accumulate_2": Way(mesh=(("expert", 4),), accumulate=2),
+    "unrolled": Way(changes=(("scan", False),)),
+    "remat_full": Way(changes=(("remat", "full"),)),
+    "remat_dots_accumulate_2": Way(changes=(("remat", "dots"),), accumulate=2),
+}
+
+
+@each("way", WAYS)
+def test_the_way_changes_nothing(way):
+    tiny.close(value_and_grad(WAYS[way]), plain(), 1e-10)
+
+
+@pytest.mark.parametrize("way", [Way(accumulate=2, mesh=(("data", 2), ("expert", 2), ("tensor", 2)))])
+def test_the_way_changes_nothing_in_float32(way):
+    m = tiny.model(LAYERS)
+    tiny.close(value_and_grad(way, m=m), plain(m), 1e-5)
+
+
+def test_padding_changes_nothing():
+    """Two more absent positions in every row, and eight rows that are absent altogether."""
+
+    def padded(x):
+        return np.pad(x, ((0, 8), (0, 2)), constant_values=3 if x.dtype == np.int32 else 0)
+
+    batch = jax.tree.map(padded, BATCH)
+    tiny.close(value_and_grad(Way(), batch), plain(), 1e-10)
+
+
+@each("name", PER_MICRO_BATCH)
+def test_a_loss_per_micro_batch_is_the_mean_over_them(name):
+    """The named exception to invariance, in value and gradient."""
+    losses = (dataclasses.replace(LOSSES[name], weight=1.0),)
+    (value, _), grads = value_and_grad(Way(accumulate=2, losses=losses))
+    halves = [value_and_grad(Way(losses=losses), jax.tree.map(lambda x, i=i: x[i::2], BATCH)) for i in range(2)]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *(((value,), grads) for (value, _), grads in halves))
+    tiny.close(((value,), grads), mean, 1e-10)
+    whole = value_and_grad(Way(losses=losses))[0][0]
+    assert abs(whole - value) > 1e-6, "this batch cannot tell the two apart"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices(Loss):
+    """Reports who was chosen."""
+
+    def probe(self, out, batch):
+        return {} if out.routing is None else {"expert": out.routing.expert_BTK}
+
+    def stats(self, params, m, probes, output, batch):
+        return probes
+
+    def total(self, stats, state):
+        return jnp.zeros(()), state, {"choices": stats}
+
+
+@functools.cache
+def apart():
+    """((value of every loss, choices), gradient of their sum under given weights), one program for all."""
+    losses = (*LOSSES.values(), Choices())
+
+    def weighted(params, batch, weights):
+        states = tuple(loss.init(M) for loss in losses)
+        stats = objective.stats_of(params, M, losses, objective.sides_of(M, losses, states), batch, None)
+        totals = [loss.total(own, state) for loss, own, state in zip(losses, stats, states, strict=True)]
+        values = jnp.stack([value for value, _, _ in totals[:-1]])
+        return jnp.vdot(weights, values), (values, totals[-1][2]["choices"])
+
+    return jax.jit(jax.value_and_grad(weighted, has_aux=True), compiler_options=tiny.QUICK_COMPILE)
+
+
+def one_loss(name, params, batch=BATCH):
+    """(value, choices, gradient) of one loss; call within `jax.enable_x64()`."""
+    weights = np.array([float(other == name) for other in LOSSES])
+    (value, (_, choices)), grads = apart()(params, batch, weights)
+    return np.asarray(value), choices, grads
+
+
+def parameters(seed=KEY):
+    return jax.tree.map(np.asarray, model.init(jax.random.key(seed), M))
+
+
+def at_router(params, change):
+    """The parameters with `change` applied to every router's own."""
+
+    def one(path, leaf):
+        return change(leaf) if "/ffn/score/" in sp.path_name(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
+@each("name", LOSSES)
+def test_router_gradient_is_the_finite_difference(name):
+    """Along random directions in float64; where a choice flips on the way there is no derivative, and no claim."""
+    step, compared = 1e-5, 0
+    with jax.enable_x64(True):
+        for seed in range(4):
+            params, rng = parameters(seed), np.random.default_rng(seed)
+            way = at_router(jax.tree.map(np.zeros_like, params), lambda w, rng=rng: rng.standard_normal(w.shape))
+            moved = lambda h, params=params, way=way: jax.tree.map(lambda w, d: w + h * d, params, way)
+            _, here, grads = one_loss(name, params)
+            (low, before, _), (high, after, _) = one_loss(name, moved(-step)), one_loss(name, moved(step))
+            if any(np.any(x != y) for other in (before, after) for x, y in zip(*map(jax.tree.leaves, (here, other)))):
+                continue
+            slope = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(way), strict=True))
+            np.testing.assert_allclose((high - low) / (2 * step), slope, rtol=1e-4, atol=1e-10)
+            compared += 1
+    assert compared >= 2, "too many draws were at a tie"
+
+
+@each("name", LOSSES)
+def test_absent_tokens_and_targets_without_weight_are_irrelevant(name):
+    absent, unweighted = ~BATCH.valid_BT, BATCH.weight_BT == 0
+    changed = BATCH.replace(
+        token_BT=np.where(absent, 5, BATCH.token_BT),
+        pos_BT=np.where(absent, 9, BATCH.pos_BT),
+        target_BT=np.where(unweighted, 1, BATCH.target_BT),
+    )
+    with jax.enable_x64(True):
+        (value, _, grads), (other, _, other_grads) = (one_loss(name, parameters(), b) for b in (BATCH, changed))
+    tiny.close((other, other_grads), (value, grads), 1e-12)
+
+
+@each("name", LOSSES)
+def test_gradients_are_finite_where_all_experts_are_equal(name):
+    with jax.enable_x64(True):
+        value, _, grads = one_loss(name, at_router(parameters(), np.zeros_like))
+    chex.assert_tree_all_finite((value, grads))
+
+
+@each("name", LOSSES)
+def test_nothing_to_learn_from_is_finite(name):
+    """A micro-batch without a single valid token."""
+    nothing = BATCH.replace(valid_BT=np.zeros_like(BATCH.valid_BT), weight_BT=np.zeros_like(BATCH.weight_BT))
+    with jax.enable_x64(True):
+        value, _, grads = one_loss(name, parameters(), nothing)
+    assert value == 0
+    chex.assert_tree_all_finite(grads)
+
+
+def test_weight_zero_changes_nothing():
+    """Nor does its slope leak into the others through accumulation."""
+    silent = tuple(dataclasses.replace(loss, weight=0.0) for loss in LOSSES.values() if loss != NextToken())
+    (value, (_, metrics)), grads = value_and_grad(Way(accumulate=2, losses=(NextToken(), *silent)))
+    (want, (_, want_metrics)), want_grads = value_and_grad(Way(accumulate=2, losses=(NextToken(),)))
+    tiny.close((value, grads), (want, want_grads), 1e-12)
+    assert metrics.keys() > want_metrics.keys()
