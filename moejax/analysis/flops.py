@@ -25,6 +25,8 @@ _PLUMBING = re.compile(
     r"while|body|cond|branch_\d+_fun|scan|closed_call|custom_[jv][jv]p_call|shard_map|checkpoint|remat2?"
     r"|rematted_computation"
 )
+# The scope of a loop whose count depends on data may say how often it usually runs.
+_EXPECTED = re.compile(r"expected_trips_(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +79,8 @@ def count(compiled: Any, dynamic_trips: Trips = None) -> Cost:
     Args:
         compiled: `jax.jit(f).lower(...).compile()`, or its `.as_text()`.
         dynamic_trips: how often loops run whose count is not in the program: a number, or a function of the
-            loop's op name. None counts them once. Either way they are named in `Cost.unknown_loops`.
+            loop's op name. None takes the number in the loop's scope, `expected_trips_8`, and counts loops
+            without one once; these are named in `Cost.unknown_loops`.
     """
     module = parse(_text(compiled))
     shares = list(_walk(module.entry, module, dynamic_trips))
@@ -159,8 +162,12 @@ def _share(op: Op, home: Computation, module: Module) -> _Share:
 def _loop(op: Op, home: Computation, module: Module, trips: Trips) -> Iterator[_Share]:
     n = trip_count(op, home, module)
     if n is None:
-        yield _Share(op, unknown_loop=True)
-        n = trips(op.op_name) if callable(trips) else 1 if trips is None else trips
+        expected = _EXPECTED.findall(op.op_name) if trips is None else []
+        if expected:
+            n = int(expected[-1])
+        else:
+            yield _Share(op, unknown_loop=True)
+            n = trips(op.op_name) if callable(trips) else 1 if trips is None else trips
     body, condition = (module.computations[op.called(role)[0]] for role in ("body", "condition"))
     yield from (share.times(n) for share in _walk(body, module, trips))
     yield from (share.times(n + 1) for share in _walk(condition, module, trips))

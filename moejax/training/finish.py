@@ -1,6 +1,7 @@
 """What a finished run leaves to look at: text samples, who takes which tokens, and the report."""
 
 import json
+import logging
 import pathlib
 
 import jax
@@ -19,28 +20,47 @@ from moejax.training.report.token_kinds import KINDS, token_kinds
 
 PROMPTS = ("def ", "import ", "class ", "    for ", "    return ")
 SAMPLE_TOKENS = 96
+SAMPLE_BYTES = 2 * 2**30  # of parameters that one device may be asked to hold for the samples
 KIND_ROWS = 64  # held-out rows whose routing is counted
+
+log = logging.getLogger(__name__)
 
 
 def write_all(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) -> None:
     """routing.npz, samples.jsonl and report.html."""
-    routing = kind_loads(program, state, corpus)
+    with program.mesh_context():
+        routing = kind_loads(program, state, corpus)
+        whole = on_one_device(program, state)
     if jax.process_index() != 0:
         return
     np.savez(run_dir / "routing.npz", **routing)
-    write_samples(run_dir, program, state, corpus)
+    if whole is None:
+        log.info("no text samples: the parameters are larger than %.0f GiB; serve.py writes some", SAMPLE_BYTES / 2**30)
+    else:
+        write_samples(run_dir, program, *whole, corpus)
     report.write(run_dir)
 
 
-def write_samples(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) -> None:
-    """What the model writes after a few beginnings, greedily and drawn."""
+def on_one_device(program: Program, state):
+    """(params, loss state) whole, in the memory of this process; None if they are too large for that."""
+    wanted = (state.params, state.loss_state)
+    if sum(x.nbytes for x in jax.tree.leaves(wanted)) > SAMPLE_BYTES:
+        return None
+    if program.mesh is None:
+        return wanted
+    whole = jax.jit(lambda tree: jax.tree.map(sharding.whole, tree))(wanted)
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), whole)
+
+
+def write_samples(run_dir: pathlib.Path, program: Program, params, loss_state, corpus: Corpus) -> None:
+    """What the model writes after a few beginnings."""
     run = program.run
-    sides = objective.sides_of(run.model, program.losses, state.loss_state)
-    model = Model(run.model, state.params, corpus.tokenizer, run.train.seq_len, sides)
+    sides = objective.sides_of(run.model, program.losses, loss_state)
+    model = Model(run.model, params, corpus.tokenizer, run.train.seq_len, sides)
     room = run.train.seq_len - max(len(corpus.tokenizer.encode(prompt)) for prompt in PROMPTS) - 1
     completions = generate(model, PROMPTS, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, seed=run.train.seed)
     lines = [
-        json.dumps({"step": int(state.step), "prompt": prompt, "text": completion.text})
+        json.dumps({"step": run.train.steps, "prompt": prompt, "text": completion.text})
         for prompt, completion in zip(PROMPTS, completions, strict=True)
     ]
     durable.write_file(run_dir / "samples.jsonl", ("\n".join(lines) + "\n").encode())

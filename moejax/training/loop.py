@@ -70,7 +70,7 @@ def train(resolved: Resolved, run_dir) -> Result:
         state = trainer.run(interrupt)
         metrics = trainer.evaluate(state)
         trainer.reporter.close()
-        finish.write_all(run_dir, program, state, corpus)
+    finish.write_all(run_dir, program, state, corpus)
     return Result(
         run_dir, run.train.steps, metrics["eval/bits_per_byte"], trainer.baselines, time.monotonic() - begin
     )

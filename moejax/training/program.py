@@ -69,7 +69,8 @@ class Program:
     def _placed(self, shape):
         if self.mesh is None:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-        where = jax.sharding.NamedSharding(self.mesh, shape.sharding.spec)
+        spec = shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()  # a scalar is everywhere
+        where = jax.sharding.NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
     def place(self, host_batch: dict[str, np.ndarray]) -> Batch:

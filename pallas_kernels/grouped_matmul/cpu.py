@@ -70,6 +70,7 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
     lengths = chunk_lengths(num_rows, start_G.shape[0])
     (group_C, first_C, end_C), stop_L = schedule(start_G, end_G, lengths, num_rows)
     carry = (jnp.zeros_like(stop_L[0]), out)
+    balanced = expected_trips(num_rows, start_G.shape[0], lengths)
     for i, rows in enumerate((*lengths, lengths[-1])):
 
         def body(carry, rows=rows, first=i < len(lengths)):
@@ -79,8 +80,15 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
             inside_R = (row_R >= first_C[chunk]) & (row_R < end_C[chunk])
             return chunk + 1, update(out, group_C[chunk], at, inside_R[:, None], first)
 
-        carry = lax.while_loop(lambda carry, i=i: carry[0] < stop_L[i], body, carry)
+        with jax.named_scope(f"expected_trips_{balanced[i]}"):
+            carry = lax.while_loop(lambda carry, i=i: carry[0] < stop_L[i], body, carry)
     return carry[1]
+
+
+def expected_trips(num_rows: int, num_groups: int, lengths: tuple[int, ...]) -> list[int]:
+    """How often each loop runs when all groups are equal: what a reader of the compiled program cannot know."""
+    more = -(-(num_rows // num_groups) // lengths[-1]) - 1
+    return [0] * (len(lengths) - 1) + [num_groups, num_groups * more]
 
 
 def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
