@@ -28,7 +28,9 @@ from moejax.serving.request import (
 )
 from moejax.serving.unroll import unrolled
 
-MIN_BUCKET = 16  # lengths are rounded up to this times a power of two: few compilations
+# Lengths are rounded up to these times a power of two: few compilations.
+MIN_PROMPT = 32
+MIN_CACHE = 256
 STEPS = 16  # tokens per row that one call decodes; the host looks in between
 MAX_ROWS = 8  # of a group, unless the caller says otherwise
 
@@ -128,12 +130,12 @@ def bucket(size: int, least: int, most: int) -> int:
 
 
 def group_by_size(requests: Sequence[Request], context: int) -> dict[tuple[int, int], list[int]]:
-    """Indices of requests by (padded prompt, padded prompt with completion)."""
+    """Indices of requests by (positions of the padded prompt, positions of the cache)."""
     groups = collections.defaultdict(list)
     for i, request in enumerate(requests):
         size = len(request.tokens)
-        padded = bucket(size, MIN_BUCKET, context)
-        groups[padded, bucket(size + request.sampling.max_tokens, MIN_BUCKET, context)].append(i)
+        length = bucket(size + request.sampling.max_tokens, MIN_CACHE, context)
+        groups[bucket(size, MIN_PROMPT, context), length].append(i)
     return groups
 
 

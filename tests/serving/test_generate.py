@@ -16,7 +16,7 @@ from moejax.serving.generate import bucket, generate, group_by_size
 from moejax.serving.request import Request, RequestError, Sampling
 
 PROMPTS = ["def f(x):", "a", "import os\n", "\u00e9t\u00e9 = 1"]
-COUNT = 15  # tokens: with any of the prompts 17 to 32, so that all tests share the programs of one size
+COUNT = 15  # tokens
 run = functools.partial(generate, max_tokens=COUNT, batch_rows=4)
 
 
@@ -48,8 +48,9 @@ def test_groups_depend_on_a_requests_own_size():
     def request(size, count):
         return Request((1,) * size, Sampling(max_tokens=count))
 
-    requests = [request(3, 5), request(20, 5), request(16, 1), request(2, 14)]
-    assert group_by_size(requests, 48) == {(16, 16): [0, 3], (32, 32): [1], (16, 32): [2]}
+    requests = [request(3, 5), request(33, 5), request(32, 225), request(2, 254)]
+    assert group_by_size(requests, 500) == {(32, 256): [0, 3], (64, 256): [1], (32, 500): [2]}
+    assert group_by_size(requests[:2], 40) == {(32, 40): [0], (40, 40): [1]}
 
 
 def test_greedy_text_is_that_of_the_full_forward(model):
