@@ -29,13 +29,11 @@ def config():
         ("--wrokdir=x", "unknown flag --wrokdir; did you mean --workdir?"),
         ("--config.train.stepz=3", "did you mean"),
         ("--config.train.steps=many", "train.steps"),
-        ("--config.train.batch_rows=7", None),
+        ("--config.train.accumulate=3", "train.accumulate=3"),
         ("--config.mesh.data=3", "mesh.data"),
     ],
 )
 def test_wrong_usage(train, tmp_path, flag, told):
-    if told is None:  # a batch of seven rows works on one device
-        flag, told = "--config.train.accumulate=3", "train.accumulate=3"
     ended = train(tmp_path / "run", flag)
     assert ended.code == 2, ended.output
     assert told in ended.output
@@ -57,7 +55,8 @@ def test_a_bug(train, tmp_path):
 
 
 def test_a_hang(train, tmp_path):
-    ended = train(tmp_path, "--config.train.watchdog_seconds=10", faults="step=8:hang")
+    # long enough for what a busy machine imports within a step
+    ended = train(tmp_path, "--config.train.watchdog_seconds=30", faults="step=8:hang")
     assert ended.code == 77, ended.output
     assert "the run hangs; the stacks of its threads are in" in ended.output
     (stacks,) = tmp_path.glob("stacks-*.txt")
@@ -79,9 +78,6 @@ def test_a_run_goes_on_only_as_what_it_was(train, straight, tmp_path):
     assert f"changed: {text}" in ended.output
 
     text.write_text(content)
-    ended = own(run_dir, "--config.train.seq_len=32")
-    assert ended.code == 65, ended.output  # other rows
-
     ended = own(run_dir, "--config.model.groups[0].blocks[0].ffn.hidden=32", "--config.train.seed=3")
     assert ended.code == 66, ended.output
     assert "config.model.groups.0.blocks.0.ffn.hidden was 16, is now 32" in ended.output

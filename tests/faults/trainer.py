@@ -36,7 +36,7 @@ class Process:
     """A program that runs."""
 
     def __init__(self, arguments: list[str], env: dict[str, str]):
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: it lives as long as the process
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
         self._popen = subprocess.Popen(
             [sys.executable, *arguments], cwd=ROOT, env=env, stdout=self._log, stderr=subprocess.STDOUT
         )
@@ -84,7 +84,8 @@ class Trainer:
     text: pathlib.Path
     cache: pathlib.Path  # of compiled programs and packed text, shared by all processes
 
-    def start(self, run_dir, *flags: str, faults: str = "", devices: int = 1, config: str = RECIPE, python=()) -> Process:
+    def start(self, run_dir, *flags: str, faults="", devices=1, config=RECIPE, python=()) -> Process:
+        """Start the run in `run_dir`; `faults` as in MOEJAX_FAULTS, `python`: options of the interpreter."""
         env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")} | {
             "JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -94,7 +95,8 @@ class Trainer:
             "PYTHONUNBUFFERED": "1",
         }
         data = (f"--config.data.source={self.text}", f"--config.data.cache_dir={self.cache}")
-        return Process([*python, "train.py", f"--config={config}", f"--workdir={run_dir}", *data, *flags], env)
+        own = (f"--config={config}", f"--workdir={run_dir}")
+        return Process([*python, "train.py", *own, *data, *flags], env)
 
     def __call__(self, run_dir, *flags: str, **settings) -> Ended:
         """Start, and wait for the end."""
