@@ -16,7 +16,7 @@ def train_step(state: TrainState, batch, key, *, m, losses, optimizer, accumulat
     (loss, (loss_state, metrics)), grads = objective.value_and_grad(
         state.params, m, losses, state.loss_state, batch, key, accumulate
     )
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     apply = finite
     if spike_factor:
