@@ -7,10 +7,9 @@ Differs from the paper: nothing.
 
 import dataclasses
 
-import jax
-
 from moejax import weights
 from moejax.config import require
+from moejax.ops.experts import swish_gate
 from moejax.specs import Normal, Spec
 
 
@@ -40,5 +39,5 @@ class Dense:
     def apply(self, p, i):
         gate_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["gate"])
         up_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["up"])
-        y_BTD = weights.einsum("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, p["down"])
+        y_BTD = weights.einsum("BTF,FD->BTD", swish_gate(gate_BTF, up_BTF), p["down"])
         return y_BTD, None, i.memory
