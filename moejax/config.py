@@ -87,6 +87,16 @@ class OptimConfig:
         known = ("constant", "linear", "cosine")
         require(self.schedule in known, f"train.optim.schedule={self.schedule!r} is not one of {', '.join(known)}")
         require(self.learning_rate > 0, f"train.optim.learning_rate={self.learning_rate} must be positive")
+        require(self.warmup_steps >= 0, f"train.optim.warmup_steps={self.warmup_steps} must not be negative")
+        require(
+            0 <= self.final_fraction <= 1,
+            f"train.optim.final_fraction={self.final_fraction} must lie between 0 and 1",
+        )
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"train.optim.{name}={value} must be at least 0 and below 1")
+        require(self.eps > 0, f"train.optim.eps={self.eps} must be positive")
+        require(self.weight_decay >= 0, f"train.optim.weight_decay={self.weight_decay} must not be negative")
         require(self.clip_norm >= 0, f"train.optim.clip_norm={self.clip_norm} must not be negative; 0 turns it off")
 
 
@@ -129,7 +139,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = 0
     log_every: int = 10
-    eval_every: int = 100
+    eval_every: int = 100  # steps between evaluations; 0 evaluates only at the end
     eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
     max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
     spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
@@ -137,14 +147,16 @@ class TrainConfig:
     watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
 
     def __post_init__(self):
-        require(self.steps >= 1, f"train.steps={self.steps} must be at least 1")
+        for name in ("steps", "batch_rows", "accumulate", "log_every", "eval_rows", "max_skipped"):
+            require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
+        for name in ("seed", "eval_every", "verify_every", "watchdog_seconds"):
+            require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} must not be negative")
         require(self.seq_len >= 2, f"train.seq_len={self.seq_len} must be at least 2")
         require(len(self.losses) > 0, "train.losses is empty; use at least NextToken()")
         require(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"train.spike_factor={self.spike_factor} must be above 1, or 0 to turn it off",
         )
-        require(self.accumulate >= 1, f"train.accumulate={self.accumulate} must be at least 1")
         require(
             self.batch_rows % self.accumulate == 0,
             f"train.batch_rows={self.batch_rows} is not divisible by train.accumulate={self.accumulate}; "

@@ -4,7 +4,10 @@ Model code names dims; this module knows where they live. Under a mesh (`jax.set
 the functions give PartitionSpecs, without one they give None, and the same code runs on one device.
 """
 
+import math
+
 import jax
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from moejax.config import MeshConfig
@@ -28,25 +31,64 @@ LETTERS = {"B": "batch", "H": "heads", "G": "kv_heads", "F": "ffn", "V": "vocab"
 
 
 def make_mesh(cfg: MeshConfig) -> jax.sharding.Mesh | None:
-    """The mesh of a run over all devices; None when one device does everything."""
-    sizes = {axis: getattr(cfg, axis) for axis in AXES}
+    """The mesh of a run, over the first devices or, in a run of several processes, over all; None for one device.
+
+    Raises:
+      UsageError: there are fewer devices, some would idle in a run of several processes, an axis of -1
+        would leave some over, or a row of the batch would be split over processes.
+    """
     num_devices = jax.device_count()
-    fixed = 1
-    for size in sizes.values():
-        fixed *= max(size, 1)
-    for axis, size in sizes.items():
-        if size == -1:
-            sizes[axis] = max(num_devices // fixed, 1)
-            fixed *= sizes[axis]
-    if fixed > num_devices or (fixed != num_devices and jax.process_count() > 1):
-        shape = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    sizes = _infer({axis: getattr(cfg, axis) for axis in AXES}, num_devices)
+    needed = math.prod(sizes.values())
+    if needed > num_devices:
         raise UsageError(
-            f"mesh ({shape}) needs {fixed} devices, {num_devices} are there; choose a smaller mesh, or on CPU set "
-            f"XLA_FLAGS=--xla_force_host_platform_device_count={fixed}"
+            f"mesh ({_show(sizes)}) needs {needed} devices, {num_devices} are there; choose a smaller mesh, or on "
+            f"CPU set XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
         )
-    if fixed == 1:
+    if needed < num_devices and jax.process_count() > 1:
+        raise UsageError(
+            f"mesh ({_show(sizes)}) takes {needed} of {num_devices} devices, but in a run of several processes "
+            "all of them take part; grow mesh.data, or set it to -1, which takes what the others leave"
+        )
+    if needed == 1:
         return None
-    return jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:fixed])
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:needed])
+    check_rows(np.vectorize(lambda device: device.process_index)(mesh.devices))
+    return mesh
+
+
+def _infer(sizes: dict[str, int], num_devices: int) -> dict[str, int]:
+    """The sizes with -1 replaced by what the other axes leave."""
+    known = {axis: size for axis, size in sizes.items() if size != -1}
+    product = math.prod(known.values())
+    left = max(num_devices // product, 1)
+    if len(known) < len(sizes) and product <= num_devices and num_devices % product:
+        (axis,) = sizes.keys() - known.keys()
+        raise UsageError(
+            f"mesh.{axis}=-1 takes what the other axes leave, but {num_devices} devices do not split over "
+            f"{_show(known)}, which is {product}; choose sizes whose product divides {num_devices}"
+        )
+    return {axis: left if size == -1 else size for axis, size in sizes.items()}
+
+
+def _show(sizes: dict[str, int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+
+
+def check_rows(process: np.ndarray) -> None:
+    """Refuse a mesh that splits a row of the batch over processes: each process feeds the rows of its devices.
+
+    Args:
+      process: the process of every device, in the shape of the mesh.
+    """
+    tensor = process.shape[-1]
+    process_RT = process.reshape(-1, tensor)
+    if (process_RT != process_RT[:, :1]).any():
+        own = process.size // len(np.unique(process))
+        raise UsageError(
+            f"mesh.tensor={tensor} reaches over processes of {own} devices each, but a row of the batch must stay "
+            f"within one; choose a mesh.tensor that divides {own}, and split over mesh.fsdp or mesh.expert instead"
+        )
 
 
 def _mesh(mesh=None):
@@ -97,4 +139,9 @@ def place_rows(tree, mesh):
     if mesh is None:
         return jax.tree.map(jax.numpy.asarray, tree)
     where = jax.sharding.NamedSharding(mesh, _spec(("batch",), mesh))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), tree)
+    count = jax.process_count()
+
+    def place(x):
+        return jax.make_array_from_process_local_data(where, x, (x.shape[0] * count, *x.shape[1:]))
+
+    return jax.tree.map(place, tree)
