@@ -26,20 +26,23 @@ def weighted_nll(hidden_BTD, table_VD, target_BT, weight_BT):
 
 def _forward(hidden_BTD, table_VD, target_BT, weight_BT):
     total, d_hidden, d_table_DV = 0.0, [], 0.0
+    precise = jnp.promote_types(table_VD.dtype, jnp.float32)
     for x_BTD, target, weight in _chunks(hidden_BTD, target_BT, weight_BT):
         nll, share_BTV, hit_BTV = _chunk_nll(x_BTD, table_VD, target, weight)
         d_logits_BTV = ((share_BTV - hit_BTV) * weight[..., None]).astype(x_BTD.dtype)
         total += nll
         d_hidden.append(jnp.einsum("BTV,VD->BTD", d_logits_BTV, table_VD, out_sharding=sharding.out("BTD")))
         # As [D, V], because a product that contracts the rows of both sides is slow the other way round on CPU.
-        d_table_DV += jnp.einsum("BTD,BTV->DV", x_BTD, d_logits_BTV, out_sharding=sharding.out("DV"))
-    return total, (jnp.concatenate(d_hidden, axis=1), jax.lax.optimization_barrier(d_table_DV).T)
+        d_table_DV += jnp.einsum(
+            "BTD,BTV->DV", x_BTD, d_logits_BTV, preferred_element_type=precise, out_sharding=sharding.out("DV")
+        )
+    d_table_VD = jax.lax.optimization_barrier(d_table_DV.astype(table_VD.dtype)).T
+    return total, (jnp.concatenate(d_hidden, axis=1), d_table_VD)
 
 
 def _backward(slopes, d_total):
     d_hidden_BTD, d_table_VD = slopes
-    scale = d_total.astype(d_hidden_BTD.dtype)
-    return d_hidden_BTD * scale, d_table_VD * scale, None, None
+    return tuple((slope * d_total).astype(slope.dtype) for slope in (d_hidden_BTD, d_table_VD)) + (None, None)
 
 
 weighted_nll.defvjp(_forward, _backward)
