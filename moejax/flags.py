@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import errno
 import inspect
 import os
 import pathlib
@@ -14,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 
-from moejax.errors import MoejaxError, UsageError
+from moejax.errors import MoejaxError, StorageError, UsageError
 from moejax.records import suggest
 
 _OVERRIDE = re.compile(r"--?config\.(?P<path>[^=]*)(=(?P<text>.*))?", re.DOTALL)
 _VIRTUAL_DEVICES = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # the disk's fault, wherever it shows
 _KINDS = {"string": "TEXT", "int": "N", "float": "X"}
 
 
@@ -81,6 +83,8 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            return _report_storage(error, debug)
         return _report_bug(error, workdir, debug)
 
 
@@ -167,14 +171,30 @@ def _unknown(error: flags.UnrecognizedFlagError, values: flags.FlagValues) -> st
     return f"unknown flag --{name}{suggest(f'--{name}', known)}\nflags: {', '.join(known)}"
 
 
+def _report_storage(error: OSError, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    where = f"{error.filename} could not be written or read" if error.filename else "a file could not be written"
+    print(f"error: {where}: {error.strerror}; make room or mend the disk, then run the same again", file=sys.stderr)
+    return StorageError.exit_code
+
+
 def _report_bug(error: Exception, workdir: str | None, debug: bool) -> int:
     trace = "".join(traceback.format_exception(error))
     if debug:
         print(trace, file=sys.stderr)
     message = f"internal error: {type(error).__name__}: {error}"
-    crash = pathlib.Path(workdir, "crash.txt") if workdir else None
-    if crash and crash.parent.is_dir():
-        crash.write_text(trace, encoding="utf-8")
+    crash = pathlib.Path(workdir, "crash.txt").expanduser() if workdir else None
+    if crash and _is_written(crash, trace):
         message += f"\nthe trace is in {crash}"
     print(f"{message}\n--debug prints the trace", file=sys.stderr)
     return MoejaxError.exit_code
+
+
+def _is_written(path: pathlib.Path, text: str) -> bool:
+    """Whether `path` could be written: where a run crashes, the disk may be in a bad state too."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError:
+        return False
+    return True

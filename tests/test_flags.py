@@ -1,5 +1,7 @@
 """The command line as people meet it: real argv in, message and exit code out."""
 
+import dataclasses
+import errno
 import os
 import pathlib
 import subprocess
@@ -129,6 +131,27 @@ def test_a_bug_exits_with_70_and_leaves_its_trace(tmp_path, capsys):
     assert "ZeroDivisionError: as told" in (tmp_path / "crash.txt").read_text()
     assert flags.main(door.PROGRAM, ["--fail=bug", f"--workdir={tmp_path / 'none'}"]) == 70
     assert not (tmp_path / "none").exists()
+
+
+def test_a_bug_on_a_bad_disk_is_still_told(tmp_path, capsys):
+    (tmp_path / "crash.txt").mkdir()
+    assert flags.main(door.PROGRAM, ["--fail=bug", f"--workdir={tmp_path}"]) == 70
+    err = capsys.readouterr().err
+    assert "internal error: ZeroDivisionError: as told" in err and "crash.txt" not in err
+
+
+@pytest.mark.parametrize(
+    "code, status", [(errno.ENOSPC, 74), (errno.EDQUOT, 74), (errno.EIO, 74), (errno.EROFS, 74), (errno.ENOENT, 70)]
+)
+def test_the_disks_fault_is_no_bug(code, status, capsys):
+    def run(call):
+        raise OSError(code, os.strerror(code), "report.html")
+
+    program = dataclasses.replace(door.PROGRAM, run=run)
+    assert flags.main(program, []) == status
+    err = capsys.readouterr().err
+    assert "report.html" in err and os.strerror(code) in err
+    assert ("internal error" in err) == (status == 70)
 
 
 def test_interrupt(capsys):
