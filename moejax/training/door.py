@@ -4,15 +4,17 @@ import contextlib
 import logging
 import os
 import pathlib
+import sys
 
 from absl import flags
 
-from moejax.errors import UsageError
+from moejax.errors import RetryError, UsageError
 from moejax.flags import Call, Program
 from moejax.host_memory import keep_pages
 from moejax.overrides import Resolved, table
 from moejax.recipes import resolve
 from moejax.training.run_lock import RunLock
+from moejax.training.step_store import StepStore
 
 SUMMARY = """
 Train a mixture-of-experts language model, or go on where the same command stopped.
@@ -59,12 +61,32 @@ def _train(resolved: Resolved, workdir: pathlib.Path) -> None:
     from moejax.training.loop import train
 
     print(table(resolved), flush=True)
-    result = train(resolved, workdir)
+    with _leaving_without_peers(workdir):
+        result = train(resolved, workdir)
     marks = ", ".join(f"{name} {bits:.3f}" for name, bits in result.baselines.items())
     print(
         f"done: {result.step} steps in {result.seconds:.0f} s; held-out bits per byte {result.bits_per_byte:.3f} "
         f"({marks}); open {result.run_dir / 'report.html'}"
     )
+
+
+@contextlib.contextmanager
+def _leaving_without_peers(workdir: pathlib.Path):
+    """End this process at once when another one of the run is gone: an orderly exit would wait for it."""
+    from moejax.training import peers
+
+    try:
+        yield
+    except Exception as error:
+        if not peers.is_loss(error):
+            raise
+        cause = " ".join(str(error).split())[:200]
+        saved = StepStore(workdir).steps()
+        last = f"checkpoint {saved[-1]}" if saved else "the beginning"
+        told = f"error: lost a process of this run ({cause}); run all of them again to go on from {last}"
+        print(told, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(RetryError.exit_code)
 
 
 def _dry_run(resolved: Resolved) -> None:

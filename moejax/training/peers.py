@@ -6,6 +6,13 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 _TIMEOUT_SECONDS = 600
+# How Gloo, NCCL and JAX's coordination service say that another process is gone.
+_LOST_WORDS = ("by peer", "remote process exited", "Broken pipe", "heartbeat", "unhealthy", "UNAVAILABLE")
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether `error` says that another process of the run is gone."""
+    return jax.process_count() > 1 and any(word in str(error) for word in _LOST_WORDS)
 
 
 class Peers:

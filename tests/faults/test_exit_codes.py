@@ -80,7 +80,7 @@ def test_a_run_goes_on_only_as_what_it_was(train, straight, tmp_path):
     text.write_text(content)
     ended = own(run_dir, "--config.model.groups[0].blocks[0].ffn.hidden=32", "--config.train.seed=3")
     assert ended.code == 66, ended.output
-    assert "config.model.groups.0.blocks.0.ffn.hidden was 16, is now 32" in ended.output
+    assert "config.model.groups[0].blocks[0].ffn.hidden was 16, is now 32" in ended.output
     assert "config.train.seed was 0, is now 3" in ended.output
 
     # more steps are no other run
