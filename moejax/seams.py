@@ -181,6 +181,7 @@ class Loss(Protocol):
     """
 
     weight: float
+    measures_text: bool  # its stats are those of the targets: "nll", in nats, and "weight"
 
     def init(self, m) -> Tree: ...
     def probe(self, out: BlockOut, batch: Batch) -> Tree: ...

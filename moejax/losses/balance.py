@@ -18,19 +18,16 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.losses.base import Loss, mean_over_layers
+from moejax.losses.counts import shares, slots_by_row
 
 
 def seen_by_row(routing, valid_BT):
     """Per row: routed slots per expert [B, E], summed score shares [B, E], and valid tokens [B]."""
-    E = routing.score_BTE.shape[-1]
-    slots_BTE = jnp.sum(routing.expert_BTK[..., None] == jnp.arange(E)[None, None, None], axis=2)
-    score_BTE = routing.score_BTE.astype(jnp.promote_types(routing.score_BTE.dtype, jnp.float32))
-    share_BTE = score_BTE / jnp.maximum(jnp.sum(score_BTE, axis=-1, keepdims=True), 1e-20)
-    share_BTE = jnp.where(valid_BT[..., None], share_BTE, 0.0)
+    share_BTE = jnp.where(valid_BT[..., None], shares(routing), 0.0)
     return {
-        "slots": jnp.sum(slots_BTE, axis=1).astype(share_BTE.dtype),
+        "slots": slots_by_row(routing),
         "share": jnp.sum(share_BTE, axis=1),
-        "tokens": jnp.sum(valid_BT, axis=1).astype(share_BTE.dtype),
+        "tokens": jnp.sum(valid_BT, axis=1, dtype=share_BTE.dtype),
     }
 
 
@@ -61,7 +58,7 @@ class GlobalBalance(Loss):
 
     def total(self, stats, state):
         loss = mean_over_layers(stats, product)
-        return loss, state, {"loss/balance": loss}
+        return loss, state, {"loss/balance_global": loss}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +73,7 @@ class MicroBatchBalance(Loss):
 
     def total(self, stats, state):
         loss = stats["sum"] / stats["micro_batches"]
-        return loss, state, {"loss/balance": loss}
+        return loss, state, {"loss/balance_micro_batch": loss}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,4 +91,4 @@ class SequenceBalance(Loss):
 
     def total(self, stats, state):
         loss = stats["sum"] / jnp.maximum(stats["rows"], 1.0)
-        return loss, state, {"loss/balance": loss}
+        return loss, state, {"loss/balance_sequence": loss}

@@ -1,6 +1,7 @@
 """What most losses do with the parts of the Loss protocol that they do not need."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -10,6 +11,7 @@ class Loss:
     """A loss without state, probes or influence on routing; subclasses fill in what they have."""
 
     weight: float = 1.0
+    measures_text: ClassVar[bool] = False
 
     def init(self, m):
         return {}

@@ -4,15 +4,17 @@ Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts (Wang et al. 
 algorithm 1: each expert has a bias that is added to the scores for the choice only; after every optimiser step
 b_e += u * sign(mean load - load_e).
 
-Differs from the paper: nothing; the sign is taken once per step from counts summed over micro-batches and devices.
+Differs from the paper: nothing; the sign is taken once per step from counts summed over micro-batches and
+devices.
 """
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 
-from moejax.losses.balance import seen_by_row
 from moejax.losses.base import Loss
+from moejax.losses.counts import slots_by_row
 from moejax.seams import Side
 
 
@@ -22,15 +24,14 @@ class LossFreeBias(Loss):
     rate: float = 1e-3  # u
 
     def init(self, m):
-        return tuple(
-            tuple({"bias_LE": jnp.zeros((group.repeat, block.ffn.num_experts))} if _routes(block) else {} for block in group.blocks)
-            for group in m.groups
-        )
+        def bias(block, repeat):
+            num_experts = getattr(block.ffn, "num_experts", None)  # a dense ffn has none
+            return {} if num_experts is None else {"bias_LE": jnp.zeros((repeat, num_experts))}
+
+        return tuple(tuple(bias(block, group.repeat) for block in group.blocks) for group in m.groups)
 
     def probe(self, out, batch):
-        if out.routing is None:
-            return {}
-        return {"slots": jnp.sum(seen_by_row(out.routing, batch.valid_BT)["slots"], axis=0)}
+        return {} if out.routing is None else {"slots": jnp.sum(slots_by_row(out.routing), axis=0)}
 
     def stats(self, params, m, probes, output, batch):
         return probes
@@ -40,8 +41,8 @@ class LossFreeBias(Loss):
             tuple(self._update(bias, seen) for bias, seen in zip(*group, strict=True))
             for group in zip(state, stats, strict=True)
         )
-        largest = max((jnp.max(jnp.abs(block["bias_LE"])) for group in state for block in group if block), default=0.0)
-        return jnp.zeros(()), state, {"router/bias_max": largest}
+        largest = [jnp.max(jnp.abs(block["bias_LE"])) for group in state for block in group if block]
+        return jnp.zeros(()), state, {"router/bias_max": functools.reduce(jnp.maximum, largest, jnp.zeros(()))}
 
     def _update(self, bias, seen):
         if not bias:
@@ -55,7 +56,3 @@ class LossFreeBias(Loss):
             return Side(prefer_BE=block["bias_LE"][:, None]) if block else Side()
 
         return tuple(tuple(one(block) for block in group) for group in state)
-
-
-def _routes(block) -> bool:
-    return hasattr(block.ffn, "num_experts")

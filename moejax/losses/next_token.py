@@ -4,6 +4,7 @@ The mean is over all targets of the whole batch, so neither micro-batches nor de
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -14,6 +15,8 @@ from moejax.ops.cross_entropy import weighted_nll
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(Loss):
+    measures_text: ClassVar[bool] = True
+
     def stats(self, params, m, probes, output, batch):
         hidden_BTD = output.hidden_BTD.astype(m.dtype)
         nll = weighted_nll(hidden_BTD, unembedding(params, m), batch.target_BT, batch.weight_BT)

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.losses.base import Loss
+from moejax.losses.counts import shares, slots_by_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,18 +18,14 @@ class RouterMeter(Loss):
     def probe(self, out, batch):
         if out.routing is None:
             return {}
-        routing, E = out.routing, out.routing.score_BTE.shape[-1]
-        valid_BT = batch.valid_BT
-        full_BTK = routing.expert_BTK < E
-        share_BTE = routing.score_BTE / jnp.maximum(jnp.sum(routing.score_BTE, axis=-1, keepdims=True), 1e-20)
+        share_BTE = shares(out.routing)
+        full_BTK = out.routing.expert_BTK < share_BTE.shape[-1]
         entropy_BT = -jnp.sum(share_BTE * jnp.log(jnp.maximum(share_BTE, 1e-20)), axis=-1)
-        hit_BTKE = routing.expert_BTK[..., None] == jnp.arange(E)[None, None, None]
-        dtype = share_BTE.dtype
         return {
-            "slots_E": jnp.sum(hit_BTKE, axis=(0, 1, 2), dtype=dtype),
-            "entropy": jnp.sum(jnp.where(valid_BT, entropy_BT, 0.0)),
-            "tokens": jnp.sum(valid_BT, dtype=dtype),
-            "dropped": jnp.sum(full_BTK & ~routing.kept_BTK, dtype=dtype),
+            "slots_E": jnp.sum(slots_by_row(out.routing), axis=0),
+            "entropy": jnp.sum(jnp.where(batch.valid_BT, entropy_BT, 0.0)),
+            "tokens": jnp.sum(batch.valid_BT, dtype=share_BTE.dtype),
+            "dropped": jnp.sum(full_BTK & ~out.routing.kept_BTK, dtype=share_BTE.dtype),
         }
 
     def stats(self, params, m, probes, output, batch):
@@ -38,7 +35,7 @@ class RouterMeter(Loss):
         layers = [seen for group in stats for seen in group if seen]
         if not layers:
             return jnp.zeros(()), state, {}
-        load = [seen["slots_E"] / jnp.maximum(jnp.sum(seen["slots_E"], axis=-1, keepdims=True), 1.0) for seen in layers]
+        load = [_load(seen["slots_E"]) for seen in layers]
         slots = sum(jnp.sum(seen["slots_E"]) for seen in layers)
         tokens = sum(jnp.sum(seen["tokens"]) for seen in layers)
         metrics = {
@@ -49,3 +46,8 @@ class RouterMeter(Loss):
         if len({x.shape[-1] for x in load}) == 1:
             metrics["router/load_LE"] = jnp.concatenate(load)
         return jnp.zeros(()), state, metrics
+
+
+def _load(slots_LE):
+    """Share of a layer's slots per expert; 0 where nothing was routed."""
+    return slots_LE / jnp.maximum(jnp.sum(slots_LE, axis=-1, keepdims=True), 1.0)

@@ -18,6 +18,7 @@ LAYER_OF = {
     "moejax.model": "model",
     # shared by the techniques of one folder
     "moejax.losses.base": "technique_base",
+    "moejax.losses.counts": "technique_base",
     "moejax.dispatch.sort": "technique_base",
     "moejax.attention": "technique",
     "moejax.depth": "technique",

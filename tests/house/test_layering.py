@@ -4,11 +4,6 @@ import pytest
 
 from tests.house import layers, tree
 
-# Imports that break the table, each waiting for its code to move; the list may only shrink.
-EXCEPTIONS = {
-    ("moejax/losses/loss_free.py", "moejax/losses/balance.py"),  # counts what a router chose, as balance does
-    ("moejax/training/evaluation.py", "moejax/losses/next_token.py"),  # bits per byte need this one loss
-}
 WITHOUT_JAX = ("moejax/flags.py", "moejax/overrides.py", "moejax/config.py")
 FOLDERS_WITHOUT_JAX = ("moejax/training/data/", "moejax/serving/schedulers/", "moejax/placement/")
 
@@ -30,12 +25,8 @@ def forbidden() -> dict[tuple[str, str], str]:
 
 
 def test_imports_follow_the_table():
-    new = {pair: why for pair, why in forbidden().items() if pair not in EXCEPTIONS}
-    assert not new, "\n".join(f"{path} imports {target}: {why}" for (path, target), why in new.items())
-
-
-def test_exceptions_are_still_needed():
-    assert not EXCEPTIONS - forbidden().keys(), "delete the exceptions that no file needs any more"
+    found = forbidden().items()
+    assert not found, "\n".join(f"{path} imports {target}: {why}" for (path, target), why in found)
 
 
 def test_the_table_has_no_cycle():
