@@ -1,13 +1,11 @@
 """Training speed: tokens per second of one run's train step, beside its floor and beside transformers.
 
-The floor is what the machine would need in the same minute if nothing but the step's matmuls and the optimizer's
-one pass over memory took time: closed-form FLOPs over the rate of a large XLA matmul, plus bytes over bandwidth.
+The floor is what the machine would need in the same minutes if nothing took time but the matmuls of the step
+and one pass of the optimizer over memory: closed-form FLOPs over the rate of a large XLA matmul, and bytes
+over bandwidth.
 """
 
 import dataclasses
-import functools
-import importlib.util
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,14 +17,15 @@ from absl import flags
 
 from moejax import specs as sp
 from moejax.analysis import machine
-from moejax.bench import step_parts
+from moejax.bench import peers, step_parts
+from moejax.bench.peers import Peers
 from moejax.bench.report import Bar, Measure, Report, median
 from moejax.bench.rounds import Samples, interleave
 from moejax.bench.run import finish
 from moejax.config import Run
 from moejax.errors import UsageError
 from moejax.flags import Call, Program
-from moejax.interop.hf import mixtral
+from moejax.host_memory import keep_pages
 from moejax.recipes import resolve
 from moejax.training import program as training_program
 
@@ -36,10 +35,9 @@ BAR = (Bar(SPEEDUP, 1.15), Bar(SHARE, 0.85))
 CLAIM = (
     "a train step is at least 1.15 times as fast as transformers' best, and takes 85% of its floor or more"
 )
-AGREEMENT = 1e-4  # relative difference of the first next-token loss beyond which nothing is compared
+BASELINE = "MixtralForCausalLM of transformers with the same weights and batches, its fastest implementation"
 WARM_UP = 2  # steps of every contestant before the first round
 BATCHES = 8  # different ones, taken in turn
-NO_PEERS = "transformers was not measured: pip install 'moejax[peers]' brings it"
 SUMMARY = """
 Measure tokens per second of a run's train step beside its floor and beside transformers' Mixtral.
 
@@ -62,8 +60,8 @@ class TrainingSpeed:
 
 
 def tiny() -> TrainingSpeed:
-    """Seconds, for tests; its figures mean nothing."""
-    run = resolve("configs/tiny.py", {}).config
+    """Seconds, most of them to compile; its figures mean nothing."""
+    run = resolve("configs/tiny.py", {"train.batch_rows": "4", "train.seq_len": "16"}).config
     return TrainingSpeed(run, "configs/tiny.py", rounds=3, matmul_size=256, bandwidth_size=2**20)
 
 
@@ -81,23 +79,26 @@ def run(cfg: TrainingSpeed) -> Report:
             "gradient": step_parts.Gradient(program, params, placed[0]),
             "update": step_parts.Update(program, params),
         }
-        for step in (ours, *parts.values()):
+        ours()
+        found = Peers()
+        if cfg.peers:
+            found = peers.find(cfg.run, params, batches, float(ours.losses[0]))
+        contestants = {OURS: ours, **found.steps, **parts}
+        for step in contestants.values():
             _warm_up(step)
-        peers = _Peers(cfg, params, batches, float(ours.losses[0]))
         yardstick = _Yardstick(program, cfg)
-        contestants = {OURS: ours, **peers.steps, **parts}
         samples = interleave(contestants, cfg.rounds, cfg.steps, yardstick)
     return Report(
         name="training speed",
         claim=CLAIM,
         source=f"{cfg.source}: the step that train.py compiles, f32, AdamW",
-        settings=_settings(cfg, program) | peers.settings,
-        baseline="MixtralForCausalLM of transformers, the same weights and batches, its fastest implementation",
-        measures=_measures(program, samples, list(peers.steps), yardstick),
+        settings=_settings(cfg, program) | found.settings,
+        baseline=BASELINE,
+        measures=_measures(program, samples, list(found.steps), yardstick),
         bar=BAR,
         machine=machine.describe(),
         seconds=time.monotonic() - start,
-        notes=tuple(peers.notes),
+        notes=tuple(found.notes),
     )
 
 
@@ -129,58 +130,11 @@ class _Yardstick:
 
 
 def optimizer_bytes(program: training_program.Program) -> int:
-    """What AdamW must move in f32: it reads parameter, gradient and two moments, and writes all but the gradient."""
-    return sp.count(program.specs) * 4 * 7
+    """What AdamW must move in f32: parameter, gradient and two moments in, all but the gradient out."""
+    return sp.count(program.specs) * 4 * (4 + 3)
 
 
-class _Peers:
-    """The implementations of transformers that run here and compute the same loss."""
-
-    def __init__(self, cfg: TrainingSpeed, params, batches: list[dict], loss: float):
-        self.steps: dict[str, Callable[[], None]] = {}
-        self.notes: list[str] = []
-        self.settings: dict = {}
-        if not cfg.peers:
-            return
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
-            self.notes.append(NO_PEERS)
-            return
-        from moejax.bench import mixtral_peer
-
-        peer = mixtral_peer.Peer(cfg.run, mixtral.to_hf(params, cfg.run.model), batches, os.cpu_count())
-        updates = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in peer.update_seconds.items())
-        self.settings = {"peer versions": mixtral_peer.VERSIONS, "peer update": f"{peer.update} of {updates}"}
-        available = machine.describe().memory
-        runnable = []
-        for experts, attention, reason in mixtral_peer.implementations(cfg.run, available):
-            name = f"transformers {experts}, {attention} attention"
-            reason = reason or self._disagreement(peer, (experts, attention), loss)
-            if reason:
-                self.notes.append(f"{name} was not measured: {reason}")
-            else:
-                runnable.append((name, functools.partial(_peer_step, peer, (experts, attention))))
-        for name, step in runnable:  # only now, because a step moves the weights that all of them share
-            _warm_up(step)
-            self.steps[name] = step
-
-    def _disagreement(self, peer, how: tuple[str, str], loss: float) -> str | None:
-        """Why an implementation cannot be compared, or None."""
-        try:
-            peer.use(*how)
-            theirs = peer.next_token_loss()
-        except Exception as error:  # whatever other people's code raises is their result
-            return f"{type(error).__name__}: {error}"
-        if abs(theirs - loss) > AGREEMENT * abs(loss):
-            return f"its next-token loss of the first batch is {theirs:.6f}, that of moejax {loss:.6f}"
-        return None
-
-
-def _peer_step(peer, how: tuple[str, str]) -> None:
-    peer.use(*how)
-    peer.step()
-
-
-def _measures(program, samples: Samples, peers: list[str], yardstick: _Yardstick) -> tuple[Measure, ...]:
+def _measures(program, samples: Samples, rivals: list[str], yardstick: _Yardstick) -> tuple[Measure, ...]:
     train = program.run.train
     tokens = train.batch_rows * train.seq_len
     floor = [a + b for a, b in zip(yardstick.matmul_seconds, yardstick.update_seconds, strict=True)]
@@ -189,9 +143,9 @@ def _measures(program, samples: Samples, peers: list[str], yardstick: _Yardstick
     def speed(name: str, seconds: list[float]) -> Measure:
         return median(name, [tokens / s for s in seconds], "tokens/s", "higher")
 
-    measures = [speed(name, samples[name]) for name in (OURS, *peers)] + [speed("floor", floor)]
-    if peers:
-        best = min(peers, key=lambda name: statistics.median(samples[name]))
+    measures = [speed(name, samples[name]) for name in (OURS, *rivals)] + [speed("floor", floor)]
+    if rivals:
+        best = min(rivals, key=lambda name: statistics.median(samples[name]))
         measures.append(_ratio(SPEEDUP, samples[best], ours))
     measures.append(_ratio(SHARE, floor, ours))
     measures += _part_measures(samples, yardstick)
@@ -227,7 +181,7 @@ def _settings(cfg: TrainingSpeed, program: training_program.Program) -> dict:
     train = program.run.train
     return {
         "config": cfg.source,
-        "model": f"{sp.count(program.specs):,} parameters, {sp.count_active(program.specs):,} active per token",
+        "model": f"{sp.count(program.specs):,} parameters, {sp.count_active(program.specs):,} active",
         "batch": f"{train.batch_rows} rows of {train.seq_len} uniform random tokens (seed {train.seed})",
         "rounds": f"{cfg.rounds} of {cfg.steps} step(s) each, {BATCHES} batches in turn",
         "floor": f"{program.flops_per_step / 1e9:.4g} GFLOP in matmuls (attention in full) and "
@@ -249,6 +203,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(call: Call) -> None:
     """Flags to a run of the benchmark."""
+    keep_pages()  # as train.py does; torch lives in the same process and gains too
     values = call.flags
     if values["size"].value not in ("", "tiny"):
         raise UsageError(f"--size={values['size'].value} is not a size; --size=tiny, or none")
