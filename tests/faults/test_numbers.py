@@ -63,7 +63,8 @@ def test_a_spike_is_skipped(train, tmp_path):
 
 
 def test_a_flipped_bit_is_reported_and_repaired(train, straight, tmp_path):
-    ended = train(tmp_path, "--config.train.steps=10", "--config.train.verify_every=4", faults="step=8:flip")
+    flags = ("--config.train.verify_every=4", "--config.train.checkpoint.keep_last=100")
+    ended = train(tmp_path, *flags, faults="step=8:flip")
     assert ended.code == 0, ended.output
     (line,) = (line for line in ended.output.splitlines() if "silent data corruption" in line)
     assert "step 8 gave different bits for " in line
