@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from moejax.errors import RetryError, UsageError
+from moejax.errors import RetryError, StorageError, UsageError
 from moejax.flags import Call, Program
 from moejax.host_memory import keep_pages
 from moejax.overrides import Resolved, table
@@ -61,7 +61,7 @@ def _train(resolved: Resolved, workdir: pathlib.Path) -> None:
     from moejax.training.loop import train
 
     print(table(resolved), flush=True)
-    with _leaving_without_peers(workdir):
+    with _leaving_without_peers(workdir), _naming_a_full_disk(workdir):
         result = train(resolved, workdir)
     marks = ", ".join(f"{name} {bits:.3f}" for name, bits in result.baselines.items())
     print(
@@ -87,6 +87,20 @@ def _leaving_without_peers(workdir: pathlib.Path):
         print(told, file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(RetryError.exit_code)
+
+
+@contextlib.contextmanager
+def _naming_a_full_disk(workdir: pathlib.Path):
+    """Checkpoints answer for themselves; the settings, samples and the report meet a full disk here."""
+    from moejax.training.background_save import is_disk_full
+
+    try:
+        yield
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        told = f"the disk of {workdir} is full ({error}); make room and run the same command again"
+        raise StorageError(told) from error
 
 
 def _dry_run(resolved: Resolved) -> None:

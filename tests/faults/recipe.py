@@ -2,7 +2,7 @@
 
     python train.py --config=tests/faults/recipe.py --workdir=runs/fault --config.data.source=README.md
 
-Four experts of width 16 on one layer; the schedule is constant, so one compiled step serves any number of steps.
+The schedule is constant, so that one compiled step serves any number of steps.
 """
 
 from configs import base

@@ -76,7 +76,6 @@ def test_an_unchanged_mesh_is_bit_exact(train, tmp_path):
 
 
 def test_tiny_on_eight_devices(train, tmp_path):
-    """Its held-out text is the standard library's, a tenth of the time of this test file; here it is a small one."""
     on_mesh = ("--config.mesh.expert=4", "--config.mesh.data=2")
     tiny = {"config": "configs/tiny.py"}
     for name, own, devices in (("one", (), 1), ("eight", on_mesh, 8)):

@@ -20,7 +20,8 @@ def train_pair(train: Trainer, run_dir, *, faults: str = "") -> list[Ended]:
     """Two processes of one device each; `faults` happen to the second."""
     common = (f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--config.mesh.data=2")
     pair = [
-        train.start(run_dir, *common, f"--process_id={index}", faults=faults if index else "") for index in range(2)
+        train.start(run_dir, *common, f"--process_id={index}", faults=faults if index else "")
+        for index in range(2)
     ]
     return [process.wait() for process in pair]
 
@@ -43,7 +44,9 @@ def test_two_processes_train_like_one(pair, straight):
     for name, leaf in one.leaf.items():
         if name.startswith("params"):
             # Adam divides by the root of tiny second moments, which magnifies rounding.
-            np.testing.assert_allclose(two.leaf[name], leaf, rtol=0, atol=1e-4 * np.abs(leaf).max(), err_msg=name)
+            np.testing.assert_allclose(
+                two.leaf[name], leaf, rtol=0, atol=1e-4 * np.abs(leaf).max(), err_msg=name
+            )
 
 
 def test_a_killed_process_ends_the_other_and_both_go_on(train, pair, tmp_path):

@@ -33,7 +33,7 @@ def test_stopped_by_a_signal(train, straight, tmp_path, number):
     process.send(number)
     ended = process.wait()
     assert ended.code == 75, ended.output
-    told = re.search(rf"stopped by {number.name} after step (\d+), which is saved; run the same", ended.output)
+    told = re.search(rf"stopped by {number.name} after step (\d+), which is saved; run", ended.output)
     assert told, ended.output
     assert f"{number.name} received: saving step" in ended.output
     assert max(trainer.steps(tmp_path)) == int(told[1]) == trainer.last_logged(tmp_path)
@@ -57,8 +57,7 @@ def test_the_second_signal_ends_a_run_that_does_not_stop(hung):
 
 def test_the_directory_of_a_running_trainer_is_refused(train, hung):
     run_dir, process = hung
-    env_of_imports = train.start(run_dir, python=("-X", "importtime"))
-    ended = env_of_imports.wait()
+    ended = train(run_dir, python=("-X", "importtime"))
     assert ended.code == 75, ended.output
     assert f"in use by process {process.pid} on {platform.node()}; wait until it ends" in ended.output
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", ended.output, re.MULTILINE))
