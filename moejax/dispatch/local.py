@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax import sharding
 from moejax.dispatch.sort import run_sorted
+from pallas_kernels.varying import vary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Local:
             p = jax.tree.map(sharding.gather, p)
             where = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, p)
             run = jax.shard_map(
-                functools.partial(run_shard, expert_fn, where),
+                functools.partial(run_shard, expert_fn),
                 in_specs=(where, P(*rows), P(*rows), P(*rows)),
                 out_specs=P(*rows),
                 check_vma=True,
@@ -47,27 +48,17 @@ def run_flat(expert_fn, p, x_BTD, expert_BTK, gate_BTK, num_experts):
     return y_ND.reshape(x_BTD.shape)
 
 
-def run_shard(expert_fn, p_where, p_e, x_bTD, expert_bTK, gate_bTK):
+def run_shard(expert_fn, p_e, x_bTD, expert_bTK, gate_bTK):
     """One device's part: gather over the expert axis, compute the experts held here, reduce-scatter."""
     gather = functools.partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
     x_BTD, expert_BTK, gate_BTK = jax.tree.map(gather, (x_bTD, expert_bTK, gate_bTK))
     num_local = jax.tree.leaves(p_e)[0].shape[0]
     own_BTK = expert_BTK - jax.lax.axis_index("expert") * num_local
     own_BTK = jnp.where((own_BTK >= 0) & (own_BTK < num_local), own_BTK, num_local)
-    rows = sharding.RULES["batch"]
-    p_e = jax.tree.map(vary, p_e, p_where)
-    x_BTD, own_BTK, gate_BTK = jax.tree.map(lambda x: vary(x, P(rows)), (x_BTD, own_BTK, gate_BTK))
-    y_BTD = run_flat(expert_fn, p_e, x_BTD, own_BTK, gate_BTK, num_local)
+    # Casting here and not in the experts sums gradients over the axes once per token and parameter, and in the
+    # parameters' own dtype.
+    operands = (p_e, x_BTD, own_BTK, gate_BTK)
+    operands = jax.tree.map(functools.partial(vary, axes=frozenset(sharding.AXES)), operands)
+    y_BTD = run_flat(expert_fn, *operands, num_local)
     y_BTD = jax.lax.psum(y_BTD, "tensor")
     return jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
-
-
-def vary(x, where: P):
-    """Mark x, which is split as `where` says, as different on every device.
-
-    A custom VJP gives each operand a cotangent of its own kind; the cast's transpose sums it over the axes
-    along which x was the same.
-    """
-    split = jax.tree.leaves(tuple(where))
-    rest = tuple(axis for axis in jax.sharding.get_abstract_mesh().axis_names if axis not in split)
-    return jax.lax.pcast(x, rest, to="varying") if rest else x

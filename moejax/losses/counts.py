@@ -2,6 +2,8 @@
 
 import jax.numpy as jnp
 
+from moejax.ops.norm import to_sum_one
+
 
 def slots_by_row(routing):
     """Routed slots of each row per expert, [B, E]; empty slots count nowhere."""
@@ -13,7 +15,8 @@ def slots_by_row(routing):
 def shares(routing):
     """Scores of each token divided by their sum, [B, T, E]; at least float32."""
     score_BTE = routing.score_BTE.astype(_dtype(routing))
-    return score_BTE / jnp.maximum(jnp.sum(score_BTE, axis=-1, keepdims=True), 1e-20)
+    least = 1e-12  # the gradient divides by its square, which float32 still holds
+    return score_BTE / jnp.maximum(jnp.sum(score_BTE, axis=-1, keepdims=True), least)
 
 
 def _dtype(routing):

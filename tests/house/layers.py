@@ -3,6 +3,7 @@
 # The longest matching prefix decides.
 LAYER_OF = {
     "pallas_kernels": "kernels",
+    "pallas_kernels.varying": "manual_axes",
     "moejax.dims": "settings",
     "moejax.errors": "settings",
     "moejax.values": "settings",
@@ -46,7 +47,8 @@ LAYER_OF = {
 
 _LOW = {"settings", "core", "weights", "ops", "kernels"}
 MAY_IMPORT = {
-    "kernels": set(),
+    "manual_axes": set(),
+    "kernels": {"manual_axes"},
     "settings": set(),
     "recipes": {"settings"},
     "core": {"settings"},
@@ -54,7 +56,7 @@ MAY_IMPORT = {
     "ops": {"settings", "core", "weights", "kernels"},
     "model": _LOW - {"kernels"},
     "technique_base": _LOW - {"kernels"},
-    "technique": _LOW - {"kernels"} | {"model", "technique_base"},
+    "technique": _LOW - {"kernels"} | {"model", "technique_base", "manual_axes"},
     "data": {"settings"},
     "analysis": {"settings"},
     "driver": _LOW - {"kernels"} | {"model", "technique_base", "data", "analysis", "recipes"},
