@@ -42,29 +42,20 @@ class RunFiles:
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name, such as `train.steps`, or None."""
-        return flatten(config_tree(self.config)).get(name)
+        return self.settings.get(name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting of config.json by its dotted name."""
+        return flatten(self.config.get("config", {}))
 
     def loads(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps [S] and finite shares of the tokens [S, L, E], from routing.npz or else from the metrics."""
-        step_S, load_SLE = (self.routing.get(name, np.zeros(0)) for name in ("step_S", "load_SLE"))
-        if load_SLE.ndim != 3 or step_S.shape != load_SLE.shape[:1]:
-            step_S, load_SLE = self._recorded_loads()
-        finite_S = np.isfinite(load_SLE).all((1, 2))
-        return step_S[finite_S], load_SLE[finite_S]
-
-    def _recorded_loads(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps [S] and finite shares of the tokens [S, L, E]."""
         found = [(r["step"], np.array(r[LOAD], float)) for r in self.records if LOAD in r]
         if len({load.shape for _, load in found}) != 1 or found[0][1].ndim != 2:
             return np.zeros(0, int), np.zeros((0, 0, 0))
-        return np.array([step for step, _ in found]), np.array([load for _, load in found])
-
-
-def config_tree(config: dict[str, Any]) -> dict[str, Any]:
-    """The nested settings of a config.json, which may carry them under a key beside `sources`."""
-    for key in ("config", "values", "run"):
-        if "sources" in config and isinstance(config.get(key), dict):
-            return config[key]
-    return {key: value for key, value in config.items() if key != "sources"}
+        found = [(step, load_LE) for step, load_LE in found if np.isfinite(load_LE).all()]
+        return np.array([step for step, _ in found]), np.array([load_LE for _, load_LE in found])
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -84,7 +75,7 @@ def read(run_dir: str | os.PathLike) -> RunFiles:
     problems: dict[str, str] = {}
     config = _json(run_dir / "config.json", problems)
     baselines = _json(run_dir / "baselines.json", problems).get("bits_per_byte", {})
-    name = config_tree(config).get("name")
+    name = flatten(config.get("config", {})).get("name")
     return RunFiles(
         name=name if isinstance(name, str) and name else run_dir.resolve().name,
         records=_records(run_dir, problems),

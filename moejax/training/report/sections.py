@@ -8,7 +8,7 @@ import numpy as np
 from moejax.training.health import Health, effective_experts
 from moejax.training.report import heat_map, numbers
 from moejax.training.report.line_chart import Line, Mark, chart
-from moejax.training.report.run_files import RunFiles, config_tree, flatten
+from moejax.training.report.run_files import RunFiles, flatten
 
 MOST_FILES = 500
 TITLES = {  # of the small charts, in this order; other losses and router metrics go by their names
@@ -204,18 +204,23 @@ def settings(run: RunFiles) -> str:
     """Every setting, its value and where it was set."""
     if not run.config:
         return none(run.problems["config.json"])
-    leaves = flatten(config_tree(run.config))
+    leaves = run.settings
     sources = run.config.get("sources")
     sources = sources if isinstance(sources, dict) else {}
     rows = "".join(
         f'<tr><td class="mono">{escape(name)}</td><td class="mono">{escape(_value(value))}</td>'
-        f"<td>{escape(str(sources.get(name, '')))}</td></tr>"
+        f"<td>{escape(str(sources.get(_owner(name), '')))}</td></tr>"
         for name, value in leaves.items()
     )
     return (
         f"<details><summary>All {len(leaves)} settings</summary><div class='scroll'><table>"
         f"<tr><th>setting</th><th>value</th><th>set by</th></tr>{rows}</table></div></details>"
     )
+
+
+def _owner(name: str) -> str:
+    """The setting that `name` belongs to: the class of a strategy is the strategy's own value."""
+    return name.removesuffix(".type")
 
 
 def _value(value: Any) -> str:
