@@ -47,7 +47,8 @@ def draw(scorer, selector, seed):
     batch = tiny.batch(seed, B, T, padded=0)
     batch = batch.replace(valid_BT=rng.random((B, T)) < rng.choice([0.0, 0.5, 0.9, 1.0]))
     allow_BE = rng.random((B, E)) < rng.choice([0.2, 0.7, 1.0])
-    side = Side(bias_BE=0.1 * np.abs(normal(1, E)), prefer_BE=0.1 * normal(B, E), allow_BE=allow_BE)
+    bias_BE = np.abs(normal(1, E)) * np.float32(rng.choice([0.0, 0.1]))
+    side = Side(bias_BE=bias_BE, prefer_BE=0.1 * normal(B, E), allow_BE=allow_BE)
     return p, tiny.route_in(normal(B, T, D) * np.float32(rng.choice([0.1, 1.0, 30.0])), batch, side)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import require
+from moejax.ops.norm import to_sum_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,5 @@ class TopK:
         gate_BTK = jnp.take_along_axis(score_BTE, expert_BTK, axis=-1)
         gate_BTK = jnp.where(full_BTK, gate_BTK, 0.0)
         if self.renormalise:
-            sum_BT1 = jnp.sum(gate_BTK, axis=-1, keepdims=True)
-            gate_BTK = gate_BTK / jnp.where(sum_BT1 == 0.0, 1.0, sum_BT1)
+            gate_BTK = to_sum_one(gate_BTK)
         return jnp.where(full_BTK, expert_BTK, E), gate_BTK * self.scale, {}
