@@ -1,0 +1,68 @@
+"""Masks by hand; mixing against float64 loops, in chunks too."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.ops import attention
+from moejax.ops.attention import mix, visible
+from moejax.seams import MaskRule
+from tests.contracts import oracles
+
+
+def rule(pos, seg, valid, **more):
+    return MaskRule(np.array([pos]), np.array([seg]), np.array([pos]), np.array([seg]), np.array([valid]), **more)
+
+
+class Variants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_visible_by_hand(self):
+        """Two documents of two tokens; the first token of the second is absent as a key."""
+        seen_BTS = self.variant(visible)(rule([0, 1, 0, 1], [1, 1, 2, 2], [True, True, False, True]))
+        want_TS = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+        np.testing.assert_array_equal(np.reshape(seen_BTS, (-1, 4, 4))[0], np.array(want_TS, bool))
+
+    @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
+    def test_two_keys_by_hand(self):
+        """Query 1 scores the keys log 3 and 0: values 4 and 8 mix to 3/4 * 4 + 1/4 * 8. Query 0 sees itself."""
+        q_BTHA = np.full((1, 2, 1, 4), 1.0, np.float32)
+        k_BSGA = np.array([[[[np.log(3) / 2] * 4], [[0.0] * 4]]], np.float32)
+        v_BSGA = np.array([[[[4.0] * 4], [[8.0] * 4]]], np.float32)
+        o_BTHA = self.variant(mix)(q_BTHA, k_BSGA, v_BSGA, rule([0, 1], [1, 1], [True, True]))
+        np.testing.assert_allclose(np.reshape(o_BTHA, (-1, 2, 4))[0], [[4.0] * 4, [5.0] * 4], rtol=1e-6)
+
+
+def test_a_window_counts_the_query_itself():
+    seen_TS = np.asarray(visible(rule([0, 1, 2], [1, 1, 1], [True] * 3, window=2))[0])
+    np.testing.assert_array_equal(seen_TS, np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool))
+
+
+def random_rule(T, window=None):
+    rng = np.random.default_rng(0)
+    at_BT = np.broadcast_to(np.arange(T), (2, T))
+    pos_BT, seg_BT, valid_BT = at_BT % 5, 1 + at_BT // 5, rng.random((2, T)) < 0.7
+    return MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, valid_BT, window, own_row=True)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("min_chunk", [64, 3])
+def test_equals_loops(window, min_chunk, monkeypatch):
+    """In one piece and in chunks of queries; rows without any visible key give zeros."""
+    monkeypatch.setattr(attention, "MIN_CHUNK", min_chunk)
+    rng, T = np.random.default_rng(1), 13
+    q_BTHA, k_BSGA, v_BSGA = (rng.standard_normal((2, T, heads, 4)) for heads in (6, 2, 2))
+    mask = random_rule(T, window)
+    want_BTHA = oracles.attend(q_BTHA, k_BSGA, v_BSGA, mask)
+    assert (want_BTHA == 0).all(-1).any(), "this mask leaves no query without a key"
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(mix(q_BTHA, k_BSGA, v_BSGA, mask), want_BTHA, rtol=1e-10, atol=1e-12)
+        slopes = jax.grad(lambda q, k, v: jnp.sum(jnp.square(mix(q, k, v, mask))), argnums=(0, 1, 2))
+        chex.assert_tree_all_finite(slopes(q_BTHA, k_BSGA, v_BSGA))
+
+
+def test_scores_of_thousands_do_not_overflow():
+    q_BTHA = np.full((1, 2, 1, 2), 1e3, np.float32)
+    o_BTHA = mix(q_BTHA, q_BTHA, np.ones((1, 2, 1, 2), np.float32), rule([0, 1], [1, 1], [True, True]))
+    np.testing.assert_allclose(o_BTHA, 1.0)
