@@ -1,11 +1,11 @@
 """Checkpoints: saved in the background, whole or not at all, verified before they are believed.
 
-    checkpoints = Checkpointer(run_directory, cfg.checkpoint)      # while holding the run lock
-    restored = checkpoints.restore(abstract_state)                 # None: nothing was ever saved
-    for step in ...:
-        checkpoints.poll()                                         # hears of a failed save within a step
-        checkpoints.save(step, state, {"data": data_state})        # returns when the arrays are copied
-    checkpoints.wait_for(step)                                     # or learn that it was not saved
+    with Checkpointer(run_directory, cfg.checkpoint) as checkpoints:   # while holding the run lock
+        restored = checkpoints.restore(abstract_state)                 # None: nothing was ever saved
+        for step in ...:
+            checkpoints.poll()                                         # hears of a failed save within a step
+            checkpoints.save(step, state, {"data": data_state})        # returns when the arrays are copied
+        checkpoints.wait_for(step)                                     # or learn that it was not saved
 """
 
 import json
@@ -22,7 +22,7 @@ from moejax.training.array_files import ArrayFiles
 from moejax.training.background_save import ARRAYS, BackgroundSave, Workshop, is_disk_full
 from moejax.training.leaves import PyTree
 from moejax.training.manifest import ManifestError
-from moejax.training.peers import Peers
+from moejax.training.peers import Peers, is_loss
 from moejax.training.step_store import StepStore
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class Checkpointer:
             and tools beside a running trainer). A Checkpointer that is not read-only belongs to the holder of
             the run lock: it removes the leftovers of killed saves at once, and sets damaged steps aside.
 
-    Every method is called by all processes of the run, in the same order.
+    Every method is called by all processes of the run, in the same order. The end of `with` waits for a save
+    that still runs, so that nothing is written once the run lock is gone.
     """
 
     def __init__(self, run: str | os.PathLike, cfg: CheckpointConfig, *, read_only: bool = False):
@@ -62,6 +63,14 @@ class Checkpointer:
         self._current: int | None = None  # the step that this process saved or restored last
         if not read_only and self._peers.is_first:
             self._store.clean()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        waits_for_the_lost = error is not None and is_loss(error)
+        if self._pending is not None and not waits_for_the_lost:
+            self._pending.done.wait()
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first."""

@@ -3,9 +3,14 @@
 import gzip
 import hashlib
 import json
+import logging
 import lzma
 import os
 import pathlib
+
+from moejax.training import durable
+
+log = logging.getLogger(__name__)
 
 COMPRESSORS = {
     "gzip -9": lambda data: gzip.compress(data, compresslevel=9, mtime=0),
@@ -26,6 +31,7 @@ def baselines(data: bytes, cache: str | os.PathLike | None = None) -> dict[str, 
     known = _load(cache)
     if known.get("sha256") == digest and set(known.get("bits_per_byte", ())) == set(COMPRESSORS):
         return known["bits_per_byte"]
+    log.info("compressing %d held-out bytes, to compare: %s", len(data), ", ".join(COMPRESSORS))
     bits = {name: 8 * len(compress(data)) / len(data) for name, compress in COMPRESSORS.items()}
     if cache is not None:
         _save(pathlib.Path(cache), {"sha256": digest, "bytes": len(data), "bits_per_byte": bits})
@@ -42,6 +48,4 @@ def _load(cache: str | os.PathLike | None) -> dict:
 
 
 def _save(cache: pathlib.Path, record: dict) -> None:
-    part = cache.with_name(cache.name + ".part")
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(part, cache)
+    durable.write_file(cache, (json.dumps(record, indent=1) + "\n").encode())

@@ -36,13 +36,18 @@ class Evaluator:
 
         self._sums = jax.jit(sums)
 
-    def __call__(self, state, limit_rows: int | None = None) -> dict[str, float]:
-        """eval/loss (nats per token) and eval/bits_per_byte over all held-out rows, or evenly spread ones."""
+    def __call__(self, state, limit_rows: int | None = None, beat=lambda: None) -> dict[str, float]:
+        """eval/loss (nats per token) and eval/bits_per_byte over all held-out rows, or evenly spread ones.
+
+        Args:
+          beat: called after every batch, for a watchdog.
+        """
         nats = targets = 0.0
         for host in own_held_out(self._program, self._corpus, limit_rows):
             seen = self._sums(state.params, state.loss_state, self._program.place(host))
             nats += float(seen["nll"])
             targets += float(seen["weight"])
+            beat()
         return {"eval/loss": nats / targets, "eval/bits_per_byte": self._corpus.bits_per_byte(nats, targets)}
 
 

@@ -37,7 +37,10 @@ def write_all(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) ->
     if whole is None:
         log.info("no text samples: the parameters are larger than %.0f GiB; serve.py writes some", SAMPLE_BYTES / 2**30)
     else:
-        write_samples(run_dir, program, *whole, corpus)
+        try:
+            write_samples(run_dir, program, *whole, corpus)
+        except Exception:  # the report is worth more than its samples
+            log.exception("no text samples, because of this error; the report is written without them")
     report.write(run_dir)
 
 
@@ -57,11 +60,14 @@ def write_samples(run_dir: pathlib.Path, program: Program, params, loss_state, c
     run = program.run
     sides = objective.sides_of(run.model, program.losses, loss_state)
     model = Model(run.model, params, corpus.tokenizer, run.train.seq_len, sides)
-    room = run.train.seq_len - max(len(corpus.tokenizer.encode(prompt)) for prompt in PROMPTS) - 1
-    completions = generate(model, PROMPTS, max_tokens=min(SAMPLE_TOKENS, room), temperature=0.7, seed=run.train.seed)
+    prompts = [prompt for prompt in PROMPTS if len(corpus.tokenizer.encode(prompt)) + 1 < run.train.seq_len]
+    if not prompts:
+        log.info("no text samples: train.seq_len=%d leaves no room after a prompt", run.train.seq_len)
+        return
+    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=run.train.seed)
     lines = [
         json.dumps({"step": run.train.steps, "prompt": prompt, "text": completion.text})
-        for prompt, completion in zip(PROMPTS, completions, strict=True)
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
     durable.write_file(run_dir / "samples.jsonl", ("\n".join(lines) + "\n").encode())
 

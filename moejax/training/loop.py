@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.analysis.machine import peak_flops
-from moejax.errors import NonFiniteError, RetryError
+from moejax.errors import NonFiniteError, RetryError, UsageError
 from moejax.overrides import Resolved
 from moejax.specs import path_name
-from moejax.training import compression, durable, faults, finish, run_files, sdc
-from moejax.training.checkpoint import Checkpointer
+from moejax.training import compression, durable, faults, finish, out_of_memory, run_files, sdc
+from moejax.training.checkpoint import Checkpointer, Restored
 from moejax.training.data.corpus import Corpus, prepare
 from moejax.training.evaluation import Evaluator
 from moejax.training.feed import Feed
@@ -26,6 +26,8 @@ from moejax.training.reporter import Reporter
 from moejax.training.signals import Interrupt
 from moejax.training.state import TrainState
 from moejax.training.watchdog import Watchdog
+
+COMPLAINTS_SHOWN = 5  # records that could not be read, one line each
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Result:
     run_dir: pathlib.Path
     step: int
     bits_per_byte: float  # of all held-out text
-    baselines: dict[str, float]  # bits per byte of the compressors, on the same text
+    baselines: dict[str, float]  # bits per byte of the compressors, on the same text; in the first process
     seconds: float
 
 
@@ -51,7 +53,7 @@ def train(resolved: Resolved, run_dir) -> Result:
       run_dir: everything that the run writes is in it.
 
     Raises:
-      UsageError: the run cannot work on these devices.
+      UsageError: the run cannot work on these devices, or is past `train.steps`.
       DataError: no text, or other text than the run began with.
       CheckpointError: every checkpoint is damaged, or belongs to another model.
       RetryError: stopped by a signal, after saving.
@@ -63,70 +65,109 @@ def train(resolved: Resolved, run_dir) -> Result:
     run_dir = pathlib.Path(run_dir)
     program = build(resolved.config)
     run = program.run
+    _tell_idle_devices(program)
+    log.info("reading the text")
     corpus = prepare(run.data, run.model.vocab, run.train.seq_len)
-    run_files.open_run(run_dir, resolved, corpus)
-    with program.mesh_context(), Interrupt() as interrupt:
-        trainer = Trainer(program, run_dir, corpus)
-        state = trainer.run(interrupt)
-        metrics = trainer.evaluate(state)
+    _tell_unread(corpus)
+    run_files.check(run_dir, resolved, corpus)
+    checkpoints = Checkpointer(run_dir, run.train.checkpoint)
+    with program.mesh_context(), Interrupt() as interrupt, checkpoints, out_of_memory.explained(program):
+        feed = Feed(program, corpus)
+        restored = _restore(program, checkpoints, feed)
+        run_files.write(run_dir, resolved, corpus)
+        trainer = Trainer(program, run_dir, corpus, feed, checkpoints)
+        state, result = trainer.run(restored, interrupt)
         trainer.reporter.close()
+    log.info("writing text samples and the report")
     finish.write_all(run_dir, program, state, corpus)
-    return Result(
-        run_dir, run.train.steps, metrics["eval/bits_per_byte"], trainer.baselines, time.monotonic() - begin
-    )
+    _tell_unread(corpus)
+    seconds = time.monotonic() - begin
+    return Result(run_dir, run.train.steps, result["eval/bits_per_byte"], trainer.baselines, seconds)
+
+
+def _tell_idle_devices(program: Program) -> None:
+    used = program.mesh.size if program.mesh else 1
+    if used < jax.device_count():
+        log.info("using %d of %d devices; --config.mesh.data=-1 takes all", used, jax.device_count())
+
+
+def _tell_unread(corpus: Corpus) -> None:
+    if corpus.errors.total:
+        lines = [corpus.errors.summary(), *corpus.errors.first[:COMPLAINTS_SHOWN]]
+        log.info("%s", "\n  ".join(lines))
+
+
+def _restore(program: Program, checkpoints: Checkpointer, feed: Feed) -> Restored | None:
+    restored = checkpoints.restore(program.abstract_state())
+    if restored is None:
+        return None
+    steps = program.run.train.steps
+    if restored.step > steps:
+        raise UsageError(
+            f"the run is at step {restored.step} already, train.steps={steps}; raise --config.train.steps to go on, "
+            "or choose another --workdir"
+        )
+    log.info("going on from step %d", restored.step)
+    feed.restore(restored.meta)
+    return restored
 
 
 class Trainer:
     """The parts of a running run, and the loop over its steps."""
 
-    def __init__(self, program: Program, run_dir: pathlib.Path, corpus: Corpus):
+    def __init__(self, program: Program, run_dir: pathlib.Path, corpus: Corpus, feed: Feed, checkpoints: Checkpointer):
         self._program, self._run_dir, self._cfg = program, run_dir, program.run.train
-        self._checkpoints = Checkpointer(run_dir, self._cfg.checkpoint)
-        self._feed = Feed(program, corpus)
-        self._state = self._restore() or program.init()
+        self._feed, self._checkpoints = feed, checkpoints
         self._evaluate = Evaluator(program, corpus)
-        self.baselines = compression.baselines(corpus.held_out_text(), run_dir / "baselines.json")
-        begin = time.monotonic()
-        self._step = program.compile_step()
-        peak = (peak_flops() or 0) * jax.device_count()
-        self.reporter = Reporter(self._cfg, run_dir, int(self._state.step), peak, program.flops_per_step)
-        self.reporter.say(f"compiled the train step in {time.monotonic() - begin:.1f} s")
+        self._beat = lambda: None  # the watchdog's, while it watches
+        self.baselines = {}
+        if jax.process_index() == 0:
+            self.baselines = compression.baselines(corpus.held_out_text(), run_dir / "baselines.json")
 
-    def run(self, interrupt: Interrupt) -> TrainState:
-        """All steps that are left; returns the last state. Call it once: steps donate the state."""
-        cfg, state, self._state = self._cfg, self._state, None
+    def run(self, restored: Restored | None, interrupt: Interrupt) -> tuple[TrainState, dict[str, float]]:
+        """All steps that are left; returns the last state and its figures on all held-out text."""
+        cfg = self._cfg
+        state = restored.state if restored else self._program.init()
+        first = restored.step if restored else 0
+        result = restored.meta.get("result") if restored and first == cfg.steps else None
+        self._prepare(first)
         with Watchdog(cfg.watchdog_seconds, self._run_dir) as watchdog:
-            for done in range(int(state.step) + 1, cfg.steps + 1):
+            self._beat = watchdog.beat
+            for done in range(first + 1, cfg.steps + 1):
                 state = self._one_step(state, done)
-                watchdog.beat()
+                self._beat()
                 self._checkpoints.poll()
+                result = self._evaluate_if_due(state, done)
+                self._beat()
                 stop = interrupt.should_stop(done)
                 if stop or done % cfg.checkpoint.every == 0 or done == cfg.steps:
-                    self._save(done, state)
+                    self._save(done, state, result)
+                    self._beat()
                 if stop:
                     self._checkpoints.wait_for(done)
                     raise RetryError(interrupt.describe(done))
-                if done % cfg.eval_every == 0 and done < cfg.steps:
-                    self.evaluate(state, cfg.eval_rows)
-                    watchdog.beat()
         self._checkpoints.wait_for(cfg.steps)
-        return state
+        return state, result or self.evaluate(state, cfg.steps)
 
-    def evaluate(self, state: TrainState, limit_rows: int | None = None) -> dict[str, float]:
+    def evaluate(self, state: TrainState, done: int, limit_rows: int | None = None) -> dict[str, float]:
         """Measure and report the held-out loss."""
         self.reporter.flush()
+        if limit_rows is None:
+            self.reporter.say("measuring all held-out text")
         begin = time.monotonic()
-        metrics = self._evaluate(state, limit_rows)
-        self.reporter.evaluated(int(state.step), metrics, self.baselines, time.monotonic() - begin)
+        metrics = self._evaluate(state, limit_rows, self._beat)
+        self.reporter.evaluated(done, metrics, self.baselines, time.monotonic() - begin)
         return metrics
 
-    def _restore(self) -> TrainState | None:
-        restored = self._checkpoints.restore(self._program.abstract_state())
-        if restored is None:
-            return None
-        log.info("going on from step %d in %s", restored.step, self._run_dir)
-        self._feed.restore(restored.meta)
-        return restored.state
+    def _prepare(self, first: int) -> None:
+        """Compile, if there are steps left, and open the files of the reports."""
+        peak = (peak_flops() or 0) * jax.device_count()
+        if first < self._cfg.steps:
+            log.info("compiling the train step")
+            begin = time.monotonic()
+            self._step = self._program.compile_step()
+            log.info("compiled in %.1f s", time.monotonic() - begin)
+        self.reporter = Reporter(self._cfg, self._run_dir, first, peak, self._program.flops_per_step)
 
     def _one_step(self, state: TrainState, done: int) -> TrainState:
         faults.strike(done)
@@ -142,9 +183,21 @@ class Trainer:
             self._give_up(state, done)
         return state
 
-    def _save(self, done: int, state: TrainState) -> None:
+    def _evaluate_if_due(self, state: TrainState, done: int) -> dict[str, float] | None:
+        """Before the save of the same step, so that the checkpoint knows how good it is."""
+        if done == self._cfg.steps:
+            return self.evaluate(state, done)
+        due = self._cfg.eval_every and done % self._cfg.eval_every == 0
+        return self.evaluate(state, done, self._cfg.eval_rows) if due else None
+
+    def _save(self, done: int, state: TrainState, result: dict[str, float] | None) -> None:
         self.reporter.flush()
-        self._checkpoints.save(done, state, self._feed.meta())
+        meta = self._feed.meta()
+        if result:
+            meta |= {"metric": result["eval/loss"]}
+        if done == self._cfg.steps:
+            meta |= {"result": result}
+        self._checkpoints.save(done, state, meta)
         self.reporter.saved()
 
     def _give_up(self, state: TrainState, done: int) -> None:
@@ -159,7 +212,8 @@ class Trainer:
             "finite": dict(jax.tree.leaves(finite, is_leaf=lambda x: isinstance(x, tuple))),
         }
         path = self._run_dir / f"skipped-{done}.json"
-        durable.write_file(path, json.dumps(bundle, indent=1).encode())
+        if jax.process_index() == 0:
+            durable.write_file(path, json.dumps(bundle, indent=1).encode())
         self._checkpoints.wait()
         raise NonFiniteError(
             f"{self.reporter.skipped} updates in a row up to step {done} were skipped, because the loss or its "

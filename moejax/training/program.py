@@ -12,7 +12,7 @@ import numpy as np
 from moejax import sharding
 from moejax import specs as sp
 from moejax.analysis.dry_run import DryRun, dry_run
-from moejax.config import Run
+from moejax.config import Run, require
 from moejax.model import forward as model
 from moejax.seams import Batch
 from moejax.training import optimizer as optim
@@ -117,8 +117,14 @@ def build(run: Run) -> Program:
     """Check the run against the devices and bind its functions.
 
     Raises:
-      UsageError: the mesh does not fit the devices, the batch or the model.
+      UsageError: the mesh does not fit the devices, the batch or the model, or float64 is turned off.
     """
+    m = run.model
+    require(
+        "float64" not in (m.dtype, m.param_dtype) or jax.config.jax_enable_x64,
+        f"model.dtype={m.dtype}, model.param_dtype={m.param_dtype}: JAX computes in float32 instead of float64; "
+        "choose float32, or set JAX_ENABLE_X64=1",
+    )
     mesh = sharding.make_mesh(run.mesh)
     if mesh is not None:  # axes of -1 are known now, and the run checks itself once more
         run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **mesh.shape))

@@ -101,7 +101,7 @@ FIELDS = (  # metric, its name in the line, its form
     ("router/dropped", "dropped", _share),
     ("router/entropy", "entropy", _fixed(2)),
     ("dead", "dead", _fixed(0)),
-    ("health/skipped", "nonfinite", _fixed(0)),  # updates skipped in a row
+    ("health/skipped", "skipped", _fixed(0)),  # updates in a row, not finite or a spike
 )
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from moejax.training.metrics import MetricsWriter
 from moejax.training.progress import Progress
 
+SKIPS_SAID = 10  # skipped updates that are told one by one
+
 
 class Reporter:
     """Takes the metrics of every step, fetches them one step late, and reports every `log_every` steps.
@@ -17,6 +19,7 @@ class Reporter:
 
     def __init__(self, cfg, run_dir, first_step: int, peak_flops: float, flops_per_step: float):
         self.skipped = 0  # updates skipped in a row, as of the step before the latest
+        self._total_skipped = 0
         self._cfg = cfg
         self._flops = flops_per_step
         self._tokens = cfg.batch_rows * cfg.seq_len
@@ -43,6 +46,8 @@ class Reporter:
             return
         (step, metrics, waited), self._pending = self._pending, None
         self.skipped = int(metrics["health/skipped"])
+        if self.skipped:
+            self._tell_skipped(step, metrics)
         if step % self._cfg.log_every and step != self._cfg.steps:
             return
         host = {name: np.asarray(value) for name, value in metrics.items()}
@@ -50,6 +55,18 @@ class Reporter:
         if self._is_first:
             self._writer.write(step, host)
             self._progress.report(step, host, time.monotonic())
+
+    def _tell_skipped(self, step: int, metrics) -> None:
+        """Say it of each of the first, then of every so many: a long run may skip now and then."""
+        self._total_skipped += 1
+        if self._total_skipped > SKIPS_SAID and self._total_skipped % SKIPS_SAID:
+            return
+        loss, norm = float(metrics["train/loss"]), float(metrics["train/grad_norm"])
+        why = "a spike" if np.isfinite(loss) and np.isfinite(norm) else "not finite"
+        self.say(
+            f"warning: the update of step {step} was skipped, {why}: loss {loss:.4g}, gradient norm {norm:.4g} "
+            f"({self.skipped} in a row, {self._total_skipped} since the start)"
+        )
 
     def evaluated(self, step: int, metrics: dict, baselines: dict, seconds: float) -> None:
         """Report an evaluation; the `seconds` that it took were not training."""
@@ -64,7 +81,10 @@ class Reporter:
             self._writer.flush()
 
     def close(self) -> None:
+        """Report what is left, and in how many steps nothing was learnt."""
         self.flush()
+        if self._total_skipped:
+            self.say(f"warning: {self._total_skipped} updates were skipped since the start")
         if self._is_first:
             self._writer.close()
 

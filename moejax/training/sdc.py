@@ -7,6 +7,7 @@ differs on the same device and inputs is a hardware fault, and a third run tells
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from moejax.specs import path_name
 from moejax.training import faults
@@ -33,10 +34,15 @@ def _copy(state):
 
 
 def _first_difference(a, b) -> str | None:
-    """The first leaf whose bits differ on this process."""
-    pairs = zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True)
-    for (path, x), y in pairs:
-        shards = zip(x.addressable_shards, y.addressable_shards, strict=True)
-        if any(np.asarray(s.data).tobytes() != np.asarray(t.data).tobytes() for s, t in shards):
-            return path_name(path)
-    return None
+    """The first leaf whose bits differ on any process; all of them learn it, as all must repeat the step."""
+    differs = np.array([_differs(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)])
+    if jax.process_count() > 1:
+        differs = np.any(multihost_utils.process_allgather(differs), axis=0)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+    return path_name(paths[np.argmax(differs)]) if differs.any() else None
+
+
+def _differs(x, y) -> bool:
+    """Whether this process has other bits for `x` than for `y`."""
+    shards = zip(x.addressable_shards, y.addressable_shards, strict=True)
+    return any(np.asarray(s.data).tobytes() != np.asarray(t.data).tobytes() for s, t in shards)

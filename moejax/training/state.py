@@ -15,7 +15,8 @@ class TrainState:
     params: dict
     opt_state: tuple
     loss_state: tuple  # per loss: what its controller remembers
-    loss_mean: jax.Array  # f32; running mean of the applied steps' loss, 0 before the first
+    applied: jax.Array  # i32; steps whose update was applied
+    loss_mean: jax.Array  # f32; decaying sum of their losses, weights (1 - decay) * decay**age
     skipped: jax.Array  # i32; updates skipped in a row
 
 
@@ -27,6 +28,7 @@ def init(key, m, losses, optimizer) -> TrainState:
         params=params,
         opt_state=optimizer.init(params),
         loss_state=tuple(loss.init(m) for loss in losses),
+        applied=jnp.zeros((), jnp.int32),
         loss_mean=jnp.zeros((), jnp.float32),
         skipped=jnp.zeros((), jnp.int32),
     )

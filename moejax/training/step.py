@@ -20,20 +20,22 @@ def train_step(state: TrainState, batch, key, *, m, losses, optimizer, accumulat
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     apply = finite
     if spike_factor:
-        apply &= (state.loss_mean == 0.0) | (loss <= spike_factor * state.loss_mean)
+        mean = state.loss_mean / (1 - LOSS_MEMORY ** jnp.maximum(state.applied, 1))  # its weights sum to 1
+        apply &= (state.applied == 0) | (loss <= spike_factor * mean)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
     def keep(new, old):
         return jax.tree.map(lambda a, b: jnp.where(apply, a, b), new, old)
 
-    mean = jnp.where(state.loss_mean == 0.0, loss, LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * loss)
+    loss_mean = LOSS_MEMORY * state.loss_mean + (1 - LOSS_MEMORY) * loss
     new = TrainState(
         step=state.step + 1,
         params=keep(params, state.params),
         opt_state=keep(opt_state, state.opt_state),
         loss_state=keep(loss_state, state.loss_state),
-        loss_mean=keep(mean.astype(jnp.float32), state.loss_mean),
+        applied=state.applied + apply,
+        loss_mean=keep(loss_mean.astype(jnp.float32), state.loss_mean),
         skipped=jnp.where(apply, 0, state.skipped + 1),
     )
     health = {"health/skipped": new.skipped}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 
 from moejax.config import CheckpointConfig
 from moejax.errors import StorageError
-from moejax.training import durable, faults, manifest
+from moejax.training import checkpoint, durable, faults, manifest
 from moejax.training.checkpoint import Checkpointer
+from moejax.training.step_store import StepStore
 
 STATE = {"w": jnp.arange(8.0)}
 
@@ -206,3 +208,25 @@ def test_a_file_size_limit_is_a_full_disk(tmp_path):
     (line,) = done.stderr.splitlines()
     assert "step 2 was not saved: the disk" in line and "800,000 bytes needed" in line
     assert entries(tmp_path) == ["1", "3"]
+
+
+def test_the_end_of_with_waits_for_the_save(tmp_path, monkeypatch):
+    commit = StepStore.commit
+
+    def slow(*args):
+        time.sleep(0.3)
+        commit(*args)
+
+    monkeypatch.setattr(StepStore, "commit", slow)
+    with pytest.raises(ZeroDivisionError), Checkpointer(tmp_path, CheckpointConfig()) as checkpoints:
+        checkpoints.save(1, STATE, {})
+        raise ZeroDivisionError
+    assert entries(tmp_path) == ["1"]
+
+
+def test_nobody_waits_for_a_lost_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "is_loss", lambda error: "by peer" in str(error))
+    checkpoints = Checkpointer(tmp_path, CheckpointConfig())
+    with pytest.raises(ValueError, match="by peer"), checkpoints:
+        checkpoints._pending = SimpleNamespace(done=SimpleNamespace(wait=lambda: pytest.fail("waited")))
+        raise ValueError("connection closed by peer")

@@ -49,7 +49,7 @@ def test_absent_metrics_are_left_out():
 
 def test_skipped_updates_are_shown_when_there_are_any():
     assert report_line(1, 2, {"health/skipped": 0}, eta=1.0) == "step=1/2 eta=1s"
-    assert report_line(1, 2, {"health/skipped": 3}, eta=1.0) == "step=1/2 eta=1s nonfinite=3"
+    assert report_line(1, 2, {"health/skipped": 3}, eta=1.0) == "step=1/2 eta=1s skipped=3"
 
 
 @settings(deadline=None, max_examples=50)
