@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from moejax import values
-from moejax.errors import MoejaxError, UsageError
+from moejax.errors import UsageError
 from moejax.records import (
     annotations,
     check_types,
@@ -21,6 +21,7 @@ from moejax.records import (
     holds_records,
     join,
     leaves,
+    locate,
     same,
     settings,
     suggest,
@@ -176,7 +177,8 @@ def _rebuild_record(node: Any, edits: dict, path: str) -> Any:
         changes[key] = _rebuild(getattr(node, key), hints[key], edit, join(path, key))
     try:
         return dataclasses.replace(node, **changes)
-    except MoejaxError:
+    except UsageError as error:
+        locate(error, path)
         raise
     except Exception as error:  # a strategy's own check may raise what it likes
         raise UsageError(f"{', '.join('config.' + join(path, key) for key in edits)}: {error}") from error

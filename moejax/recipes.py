@@ -126,6 +126,9 @@ def _blaming(recipe: str):
     """Turn whatever a recipe raises into one message that names the recipe."""
     try:
         yield
+    except UsageError as error:
+        error.args = (f"recipe {recipe}: {error}",)
+        raise
     except MoejaxError:
         raise
     except Exception as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from moejax import values
-from moejax.errors import MoejaxError, UsageError
+from moejax.errors import UsageError
 
 
 class Leaf(NamedTuple):
@@ -86,6 +86,12 @@ def join(path: str, key: str | int) -> str:
     if isinstance(key, int):
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key
+
+
+def locate(error: UsageError, path: str) -> None:
+    """Put `path` in front of the message of the record there, which seldom knows where it is."""
+    if path not in str(error):
+        error.args = (f"config.{path}: {error}",)
 
 
 def annotations(cls: type) -> dict[str, Any]:
@@ -185,7 +191,8 @@ def _record_from_json(data: dict, annotation: Any, known: Mapping[str, type], pa
     fields = {k: _from_json(v, hints[k], known, join(path, k)) for k, v in data.items() if k != "type"}
     try:
         return cls(**fields)
-    except MoejaxError:
+    except UsageError as error:
+        locate(error, path)
         raise
     except Exception as error:  # a strategy's own check may raise what it likes
         raise UsageError(f"{where} ({name}): {error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from moejax import overrides, records
+from moejax.config import require
 from moejax.errors import UsageError
 
 
@@ -139,6 +140,27 @@ def test_an_error_of_a_strategy_names_the_flag():
 
     with pytest.raises(UsageError, match=r"config\.layers\[0\]\.selector\.half: division by zero"):
         overrides.override(dataclasses.replace(CFG, layers=(Layer(Picky()),)), "layers[0].selector.half", "0")
+
+
+def test_a_refusal_of_a_record_says_where_it_is():
+    """A record knows neither the path to it nor to its strategies; a path that it does know is not repeated."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Even:
+        half: int = 2
+        word: str = "selector.half"
+
+        def __post_init__(self):
+            require(self.half % 2 == 0, f"{self.word}={self.half} must be even")
+
+    def refusal(word):
+        cfg = dataclasses.replace(CFG, layers=(Layer(Even(word=word)),))
+        with pytest.raises(UsageError) as caught:
+            overrides.override(cfg, "layers[0].selector.half", "3")
+        return str(caught.value)
+
+    assert refusal("selector.half") == "config.layers[0].selector: selector.half=3 must be even"
+    assert refusal("layers[0].selector.half") == "layers[0].selector.half=3 must be even"
 
 
 def test_sources():
