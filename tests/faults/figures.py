@@ -21,8 +21,8 @@ KILLS, STEPS = 12, 200
 PAGE = """# Kills survived
 
 `python -m tests.faults.figures` writes this page: a run of {steps} steps that saves every {every} steps is
-killed with `kill -9` at {kills} random moments (`--seed={seed}`), a quarter of them while it starts. Each time
-the same command starts it again. In the end it is compared with an undisturbed run.
+killed with `kill -9` at {kills} random moments (`--seed={seed}`), a quarter of them while it starts; each
+time the same command starts it again. In the end it is compared with an undisturbed run.
 
 | | |
 | --- | --- |
