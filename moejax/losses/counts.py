@@ -14,9 +14,7 @@ def slots_by_row(routing):
 
 def shares(routing):
     """Scores of each token divided by their sum, [B, T, E]; at least float32."""
-    score_BTE = routing.score_BTE.astype(_dtype(routing))
-    least = 1e-12  # the gradient divides by its square, which float32 still holds
-    return score_BTE / jnp.maximum(jnp.sum(score_BTE, axis=-1, keepdims=True), least)
+    return to_sum_one(routing.score_BTE.astype(_dtype(routing)))
 
 
 def _dtype(routing):

@@ -20,8 +20,8 @@ def rms_norm(x_BTD, scale_D, eps: float):
 def to_sum_one(score_BTE):
     """Scores >= 0 divided by their sum over the last dim, however small they are; zeros stay zeros.
 
-    The gradient of a quotient has the square of the divisor, which underflows in f32 for sums below 1e-19; the
-    largest score as a unit keeps the divisor near 1.
+    The gradient of a quotient has the square of the divisor, which underflows in f32 for sums below 1e-19;
+    the largest score as a unit keeps the divisor near 1.
     """
     top_BT1 = jax.lax.stop_gradient(jnp.max(score_BTE, axis=-1, keepdims=True))
     score_BTE = score_BTE / jnp.maximum(top_BT1, jnp.finfo(score_BTE.dtype).tiny)
