@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import BinaryIO
 
 from absl import flags
 
+from moejax import compile_cache
 from moejax.config import require
 from moejax.errors import DataError, UsageError
 from moejax.flags import Call, Program
@@ -146,14 +146,10 @@ def _load(values: dict):
     require(model.is_dir(), f"--model={model} is no directory; give the --workdir of a training run")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
-    import jax
-
     from moejax.model_io import load
     from moejax.serving.unroll import unrolled
-    from moejax.training.data.cache import directory
 
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(directory("") / "xla"))
+    compile_cache.use()
     return unrolled(load(model, step=values["step"]))
 
 

@@ -4,10 +4,15 @@ import contextlib
 import logging
 import os
 import pathlib
+import re
+import socket
 import sys
+import time
+import typing
 
 from absl import flags
 
+from moejax import compile_cache
 from moejax.errors import RetryError, StorageError, UsageError
 from moejax.flags import Call, Program
 from moejax.host_memory import keep_pages
@@ -16,6 +21,9 @@ from moejax.recipes import resolve
 from moejax.training.run_lock import RunLock
 from moejax.training.step_store import StepStore
 
+if typing.TYPE_CHECKING:  # it imports jax
+    from moejax.training.loop import Result
+
 SUMMARY = """
 Train a mixture-of-experts language model, or go on where the same command stopped.
 
@@ -23,6 +31,8 @@ Train a mixture-of-experts language model, or go on where the same command stopp
     python train.py --config=configs/default.py --workdir=runs/longer --config.train.steps=5000
     python train.py --config=configs/small.py --dry_run
 """
+
+START_SECONDS = 300.0  # that the processes of a run may start apart
 
 
 def define(values: flags.FlagValues) -> None:
@@ -39,12 +49,15 @@ def define(values: flags.FlagValues) -> None:
 def run(call: Call) -> None:
     """Resolve the config, take the lock, train."""
     values = call.flags
+    _check_processes(values)
     if values["dry_run"].value:
         _prepare_process(values)
         return _dry_run(resolve(values["config"].value, call.overrides))
     if not values["workdir"].value:
         raise UsageError("--workdir is missing; name the directory of the run, for example --workdir=runs/first")
-    workdir = pathlib.Path(values["workdir"].value)
+    workdir = pathlib.Path(values["workdir"].value).expanduser()
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is a file; name a directory, which may be new")
     with contextlib.ExitStack() as stack:
         lock = RunLock(workdir) if values["process_id"].value == 0 else contextlib.nullcontext()
         # Only a directory that is there can have another writer: then it is asked first, before jax is imported.
@@ -54,15 +67,31 @@ def run(call: Call) -> None:
         if not workdir.exists():
             stack.enter_context(lock)
         _prepare_process(values)
-        _train(resolved, workdir)
+        _train(resolved, workdir, is_first=values["process_id"].value == 0)
 
 
-def _train(resolved: Resolved, workdir: pathlib.Path) -> None:
+def _check_processes(values: flags.FlagValues) -> None:
+    count, index, coordinator = (values[name].value for name in ("num_processes", "process_id", "coordinator"))
+    if index >= count:
+        raise UsageError(f"--process_id={index} must be below --num_processes={count}; the first is 0")
+    if count > 1 and not re.fullmatch(r".+:\d+", coordinator or ""):
+        raise UsageError(
+            f"--num_processes={count} needs --coordinator=HOST:PORT, the address of process 0; it is {coordinator}"
+        )
+
+
+def _train(resolved: Resolved, workdir: pathlib.Path, is_first: bool) -> None:
     from moejax.training.loop import train
 
-    print(table(resolved), flush=True)
+    if is_first:
+        print(table(resolved), flush=True)
     with _leaving_without_peers(workdir), _naming_a_full_disk(workdir):
         result = train(resolved, workdir)
+    if is_first:
+        _tell(result)
+
+
+def _tell(result: "Result") -> None:
     marks = ", ".join(f"{name} {bits:.3f}" for name, bits in result.baselines.items())
     print(
         f"done: {result.step} steps in {result.seconds:.0f} s; held-out bits per byte {result.bits_per_byte:.3f} "
@@ -116,23 +145,40 @@ def _prepare_process(values: flags.FlagValues) -> None:
     keep_pages()
     import jax
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file it touches
-    logging.getLogger("jax").setLevel(logging.WARNING)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        from moejax.training.data.cache import directory
-
-        jax.config.update("jax_compilation_cache_dir", str(directory("") / "xla"))
+    logging.basicConfig(format="%(message)s")  # warnings of everyone
+    logging.getLogger("moejax").setLevel(logging.INFO if values["process_id"].value == 0 else logging.WARNING)
+    compile_cache.use()
     if values["num_processes"].value > 1:
-        if not values["coordinator"].value:
-            raise UsageError("--num_processes needs --coordinator=HOST:PORT, the address of process 0")
+        coordinator, index = values["coordinator"].value, values["process_id"].value
+        if index > 0:
+            await_first(coordinator)
         jax.distributed.initialize(
-            values["coordinator"].value,
+            coordinator,
             values["num_processes"].value,
-            values["process_id"].value,
+            index,
             # JAX would listen on every interface, and it asks nobody for a password.
-            coordinator_bind_address=values["coordinator"].value if values["process_id"].value == 0 else None,
+            coordinator_bind_address=coordinator if index == 0 else None,
         )
+
+
+def await_first(coordinator: str) -> None:
+    """Wait until process 0 listens: JAX, which waits as long, aborts the process if it never does.
+
+    Raises:
+      RetryError: it did not for START_SECONDS; it may have been refused.
+    """
+    host, _, port = coordinator.rpartition(":")
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise RetryError(
+                    f"process 0 does not listen at --coordinator={coordinator} ({error}); if it was refused, "
+                    "its own output says why; start all processes again"
+                ) from error
+        time.sleep(0.1)
 
 
 PROGRAM = Program("python train.py", SUMMARY, define, run)

@@ -32,6 +32,7 @@ LAYER_OF = {
     "moejax.training": "driver",
     "moejax.training.data": "data",
     "moejax.model_io": "driver",
+    "moejax.compile_cache": "driver",
     "moejax.interop": "driver",
     # knows the folders of the techniques, imports them only to look a name up
     "moejax.recipes": "recipes",
