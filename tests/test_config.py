@@ -1,50 +1,61 @@
-"""Settings that cannot work are refused when they are made, by their path and value."""
-
-import dataclasses
+"""Settings that cannot work are refused when they are written down, with what to change."""
 
 import pytest
 
-from configs import base
-from moejax import overrides
+from moejax.config import (
+    BlockConfig,
+    CheckpointConfig,
+    DataConfig,
+    Group,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from moejax.errors import UsageError
+from moejax.ffn.dense import Dense
+from moejax.losses.next_token import NextToken
+from tests.contracts import tiny
+
+BLOCK = BlockConfig(tiny.ATTN, Dense(8))
+GROUPS = (Group((BLOCK,)),)
+TRAIN = {"steps": 1, "batch_rows": 4, "seq_len": 8, "losses": (NextToken(),)}
 
 
-def test_smallest_values():
-    run = base.tiny()
-    texts = {"train.eval_every": "0", "train.watchdog_seconds": "0", "train.optim.warmup_steps": "0"}
-    changed = overrides.apply(run, texts | {"train.optim.b1": "0", "train.log_every": "1"})
-    assert (changed.train.eval_every, changed.train.optim.b1) == (0, 0.0)
+def test_layers_are_counted_over_groups_and_blocks():
+    """2 x 2 blocks and 1 x 1."""
+    assert ModelConfig(8, 8, (Group((BLOCK, BLOCK), repeat=2), Group((BLOCK,)))).num_layers == 5
 
 
 @pytest.mark.parametrize(
-    "path, text",
+    ("make", "message"),
     [
-        ("train.steps", "0"),
-        ("train.batch_rows", "0"),
-        ("train.accumulate", "0"),
-        ("train.log_every", "0"),
-        ("train.eval_rows", "0"),
-        ("train.max_skipped", "0"),
-        ("train.seed", "-1"),
-        ("train.eval_every", "-1"),
-        ("train.verify_every", "-2"),
-        ("train.watchdog_seconds", "-0.5"),
-        ("train.optim.warmup_steps", "-5"),
-        ("train.optim.b1", "1.0"),
-        ("train.optim.b2", "-0.1"),
-        ("train.optim.eps", "0"),
-        ("train.optim.weight_decay", "-1"),
-        ("train.optim.final_fraction", "1.5"),
+        (lambda: Group(()), r"model.groups\[\].blocks is empty"),
+        (lambda: Group((BLOCK,), repeat=0), r"repeat=0 must be at least 1"),
+        (lambda: ModelConfig(1, 8, GROUPS), r"model.vocab=1 must be at least 2"),
+        (lambda: ModelConfig(8, 8, ()), r"model.groups is empty"),
+        (
+            lambda: ModelConfig(8, 8, GROUPS, dtype="float16"),
+            r"model.dtype='float16' is not one of float32, bfloat16",
+        ),
+        (
+            lambda: ModelConfig(8, 8, GROUPS, remat="some"),
+            r"model.remat='some' is not one of none, full, dots",
+        ),
+        (lambda: OptimConfig(schedule="step"), r"schedule='step' is not one of constant, linear, cosine"),
+        (lambda: OptimConfig(learning_rate=0.0), r"learning_rate=0.0 must be positive"),
+        (lambda: CheckpointConfig(keep_last=0), r"keep_last=0 must be at least 1"),
+        (lambda: TrainConfig(**TRAIN, accumulate=3), r"batch_rows=4 is not divisible by train.accumulate=3"),
+        (lambda: TrainConfig(**{**TRAIN, "losses": ()}), r"train.losses is empty"),
+        (lambda: DataConfig(held_out=1.0), r"data.held_out=1.0 must lie between 0 and 1"),
+        (lambda: MeshConfig(data=0), r"mesh.data=0 must be positive, or -1"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), r"mesh has -1 on data and fsdp"),
     ],
 )
-def test_values_that_cannot_work(path, text):
-    with pytest.raises(UsageError) as refusal:
-        overrides.override(base.tiny(), path, text)
-    assert path in str(refusal.value)
-    assert text.rstrip("0").rstrip(".") in str(refusal.value)
+def test_what_cannot_work_is_refused(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
 
 
-def test_a_batch_must_split():
-    run = base.tiny()
-    with pytest.raises(UsageError, match=r"train.batch_rows=\d+ is not divisible by train.accumulate=7"):
-        dataclasses.replace(run.train, accumulate=7)
+def test_rows_are_split_over_three_axes():
+    assert MeshConfig(data=2, fsdp=3, expert=4, tensor=5).row_shards == 24

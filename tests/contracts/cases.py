@@ -1,7 +1,7 @@
-"""One row per strategy of each seam. A new technique is one row here, and every contract of its seam holds for it.
+"""One row per strategy of each seam; a new technique is one row, and every contract of its seam holds for it.
 
-Router rows are made for `NUM_EXPERTS` experts; no other dim in the contract suites has that length, so an axis as
-long as it is the expert axis.
+Router rows are made for `NUM_EXPERTS` experts. No other dim of a router's arrays has that length in the
+suites, so an axis as long as it is the expert axis.
 """
 
 import pytest

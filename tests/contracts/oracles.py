@@ -1,4 +1,4 @@
-"""The layers in plain float64 numpy, as loops over tokens: slow, obvious, and sharing no code with the package."""
+"""The layers in plain float64 numpy, as loops over tokens: slow, obvious, with no code of the package."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What every attention must do: its float64 meaning, the same answer from a cache, documents kept apart, causality."""
+"""What every attention must do: its meaning in float64, the same from a cache, documents apart, causality."""
 
 import functools
 

@@ -18,7 +18,8 @@ MESHES = {
     "expert_4_data_2": {"expert": 4, "data": 2},
     "fsdp_2_expert_2_tensor_2": {"fsdp": 2, "expert": 2, "tensor": 2},
 }
-DIMS = {"gate": ("expert", "embed", "ffn"), "up": ("expert", "embed", "ffn"), "down": ("expert", "ffn", "embed")}
+UP = ("expert", "embed", "ffn")
+DIMS = {"gate": UP, "up": UP, "down": ("expert", "ffn", "embed")}
 
 
 def experts_in_numpy(seed):
@@ -46,7 +47,8 @@ ROUTINGS = ("full", "some_empty", "all_empty", "one_hot_expert", "unused_experts
 
 def placed(p, x_BTD, expert_BTK, gate_BTK, mesh):
     if mesh is not None:
-        p = {name: jax.device_put(w, jax.NamedSharding(mesh, sharding.stored(DIMS[name]))) for name, w in p.items()}
+        where = {name: jax.NamedSharding(mesh, sharding.stored(dims)) for name, dims in DIMS.items()}
+        p = jax.device_put(p, where)
     return p, *sharding.place_rows((x_BTD, expert_BTK, gate_BTK), mesh)
 
 
@@ -67,7 +69,8 @@ def program(dispatch):
 
 def dense_reference(p, x_BTD, gate_BTK, expert_BTK):
     """Every expert on every token, in float64; the gradient comes from plain einsums."""
-    weight_BTE = jnp.sum(gate_BTK[..., None] * (expert_BTK[..., None] == jnp.arange(E)[None, None, None]), axis=2)
+    hit_BTKE = expert_BTK[..., None] == jnp.arange(E)[None, None, None]
+    weight_BTE = jnp.sum(gate_BTK[..., None] * hit_BTKE, axis=2)
     hidden_BTEF = jax.nn.silu(jnp.einsum("BTD,EDF->BTEF", x_BTD, p["gate"]))
     hidden_BTEF *= jnp.einsum("BTD,EDF->BTEF", x_BTD, p["up"])
     return jnp.einsum("BTEF,EFD,BTE->BTD", hidden_BTEF, p["down"], weight_BTE)
@@ -75,7 +78,7 @@ def dense_reference(p, x_BTD, gate_BTK, expert_BTK):
 
 @functools.lru_cache
 def reference(kind):
-    """Inputs, and the value and gradients that they must give; the value is checked against loops over tokens."""
+    """Inputs, and the gradients and value that they must give; the value equals loops over tokens."""
     expert_BTK, gate_BTK = routing(kind)
     p, x_BTD = experts_in_numpy(1), np.random.default_rng(2).standard_normal((B, T, D))
     y_BTD = dense_reference(p, x_BTD, gate_BTK, expert_BTK)

@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 
-from moejax import sharding
+from moejax import sharding, specs
 from moejax.attention.gqa import Gqa
 from moejax.config import BlockConfig, Group, MeshConfig, ModelConfig
 from moejax.dispatch.local import Local
 from moejax.ffn.dense import Dense
 from moejax.ffn.moe import Moe
+from moejax.model import forward
 from moejax.routers.score.linear import Linear
 from moejax.routers.select.top_k import TopK
 from moejax.seams import Batch, MaskRule, Memory, Mixing, RouteIn, Side
@@ -24,7 +26,7 @@ MOE = Moe(num_experts=4, hidden=8, scorer=Linear(), selector=TopK(2), dispatch=L
 
 
 def model(*blocks, repeat: int = 2, **changes) -> ModelConfig:
-    """A model in which rows, heads, experts and vocabulary split over any mesh of up to 8 devices used here."""
+    """A model whose rows, heads, experts and vocabulary split over every mesh of the suites."""
     blocks = blocks or (BlockConfig(ATTN, Dense(8)), BlockConfig(ATTN, MOE))
     return dataclasses.replace(ModelConfig(VOCAB, 16, (Group(tuple(blocks), repeat),)), **changes)
 
@@ -32,6 +34,28 @@ def model(*blocks, repeat: int = 2, **changes) -> ModelConfig:
 def float64(m: ModelConfig) -> ModelConfig:
     """The same model in double precision; use within `jax.enable_x64()`."""
     return dataclasses.replace(m, dtype="float64", param_dtype="float64")
+
+
+@functools.lru_cache
+def _init(m: ModelConfig):
+    return jax.jit(functools.partial(forward.init, m=m), compiler_options=QUICK_COMPILE)
+
+
+@functools.lru_cache
+def host_params(m: ModelConfig, seed: int = 0):
+    """Fresh parameters as numpy arrays, in the model's precision."""
+    with jax.enable_x64(m.param_dtype == "float64"):
+        return jax.tree.map(np.asarray, _init(m)(jax.random.key(seed)))
+
+
+def params(m: ModelConfig, mesh=None, seed: int = 0):
+    """Fresh parameters, placed on the mesh; they do not depend on it."""
+    fresh = host_params(m, seed)
+    if mesh is None:
+        return fresh
+    return jax.device_put(
+        fresh, jax.tree.map(lambda shape: shape.sharding, specs.shapes(forward.specs(m), mesh))
+    )
 
 
 def batch(seed: int, rows: int = 8, length: int = 6, padded: int = 1) -> Batch:
@@ -92,4 +116,5 @@ def close(got, want, bound: float):
 def equal(got, want):
     """Assert that every leaf is equal bit for bit."""
     assert jax.tree.structure(got) == jax.tree.structure(want)
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), got, want)
+    got, want = jax.tree.map(np.asarray, (got, want))
+    jax.tree.map(functools.partial(np.testing.assert_array_equal, strict=True), got, want)

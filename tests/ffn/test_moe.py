@@ -39,7 +39,9 @@ def drawn(moe=MOE, m=M):
 def test_what_a_caller_adds_by_hand():
     """The bias changes scores and choice, the preference the choice only; a disallowed expert is -inf."""
     side = Side(
-        bias_BE=jnp.array([[0.1, 0.0]]), prefer_BE=jnp.array([[0.0, 0.5]]), allow_BE=jnp.array([[False, True]])
+        bias_BE=jnp.array([[0.1, 0.0]]),
+        prefer_BE=jnp.array([[0.0, 0.5]]),
+        allow_BE=jnp.array([[False, True]]),
     )
     score_BTE, choice_BTE = adjust(jnp.array([[[0.6, 0.4]]]), side)
     np.testing.assert_allclose(score_BTE, [[[0.7, 0.4]]], rtol=1e-6)

@@ -101,7 +101,9 @@ class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_rows_are_seen_alike(self):
         """Slots (2, 1, 1) of four, shares of the two valid tokens summed; the third token is absent."""
-        layer = seen.routing([[[0, 1], [0, 2], [3, 3]]], [[[0.5, 0.3, 0.2], [0.6, 0.0, 0.4], [1.0, 1.0, 1.0]]])
+        layer = seen.routing(
+            [[[0, 1], [0, 2], [3, 3]]], [[[0.5, 0.3, 0.2], [0.6, 0.0, 0.4], [1.0, 1.0, 1.0]]]
+        )
         got = self.variant(seen_by_row)(layer, np.array([[True, True, False]]))
         for name, want in (("slots", [2.0, 1.0, 1.0]), ("share", [1.1, 0.3, 0.6]), ("tokens", [2.0])):
             np.testing.assert_allclose(np.ravel(got[name])[: len(want)], want, rtol=1e-6)

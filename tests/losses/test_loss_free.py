@@ -18,7 +18,7 @@ def updated(bias_LE, slots_LE):
 
 
 def test_one_update_by_hand():
-    """Loads (5, 1, 3): mean 3. The crowded expert loses 1/4, the empty one gains it, the third keeps its bias."""
+    """Loads (5, 1, 3) have mean 3: the crowded expert loses 1/4, the idle one gains it, the third stays."""
     value, state, metrics = updated([[0.0, 0.0, 0.5]], [[5, 1, 3]])
     assert value == 0
     np.testing.assert_array_equal(state[0][0]["bias_LE"], [[-0.25, 0.25, 0.5]])
@@ -37,13 +37,15 @@ def test_the_sign_is_taken_once_over_all_micro_batches():
 
 
 def test_it_balances_a_lopsided_router():
-    """Expert 0 is wanted by all at first; the bias shares the tokens out, and the scores stay as they were."""
+    """Expert 0 is wanted by nearly all at first; the bias shares the tokens out."""
     score_NE = np.random.default_rng(0).random((64, 4)) + np.array([0.8, 0.0, 0.0, 0.0])
     bias_LE, rate = np.zeros((1, 4)), LossFreeBias(rate=0.02)
     for _ in range(100):
         slots_E = np.bincount(np.argmax(score_NE + bias_LE, axis=1), minlength=4)
         state = (({"bias_LE": np.float32(bias_LE)},),)
-        bias_LE = np.asarray(rate.total((({"slots": np.float32(slots_E[None])},),), state)[1][0][0]["bias_LE"])
+        bias_LE = np.asarray(
+            rate.total((({"slots": np.float32(slots_E[None])},),), state)[1][0][0]["bias_LE"]
+        )
     assert slots_E.max() <= 1.5 * 16
 
 

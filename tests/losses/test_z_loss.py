@@ -10,7 +10,7 @@ from tests.losses import seen
 
 
 def test_two_tokens_by_hand():
-    """logsumexp of (0, 0) is log 2, of (log 3, 0) is log 4; the third token is absent; two layers are averaged."""
+    """logsumexp of (0, 0) is log 2, of (log 3, 0) log 4; the third token is absent; layers are averaged."""
     scores = np.full((1, 3, 2), 0.5)
     layer = seen.routing(np.zeros((1, 3, 1)), scores, [[[0, 0], [np.log(3), 0], [50, 50]]])
     zero = seen.routing(np.zeros((1, 3, 1)), scores, np.full((1, 3, 2), -np.log(2)))

@@ -13,7 +13,9 @@ from tests.contracts import oracles
 
 
 def rule(pos, seg, valid, **more):
-    return MaskRule(np.array([pos]), np.array([seg]), np.array([pos]), np.array([seg]), np.array([valid]), **more)
+    return MaskRule(
+        np.array([pos]), np.array([seg]), np.array([pos]), np.array([seg]), np.array([valid]), **more
+    )
 
 
 class Variants(chex.TestCase):
@@ -26,7 +28,7 @@ class Variants(chex.TestCase):
 
     @chex.variants(with_jit=True, without_jit=True, with_pmap=True)
     def test_two_keys_by_hand(self):
-        """Query 1 scores the keys log 3 and 0: values 4 and 8 mix to 3/4 * 4 + 1/4 * 8. Query 0 sees itself."""
+        """Query 1 scores its keys log 3 and 0, so values 4 and 8 mix to 5; query 0 sees itself."""
         q_BTHA = np.full((1, 2, 1, 4), 1.0, np.float32)
         k_BSGA = np.array([[[[np.log(3) / 2] * 4], [[0.0] * 4]]], np.float32)
         v_BSGA = np.array([[[[4.0] * 4], [[8.0] * 4]]], np.float32)

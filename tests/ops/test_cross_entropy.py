@@ -32,13 +32,15 @@ def with_slopes(f):
 
 
 def test_one_token_by_hand():
-    """Logits (log 3, 0), target 1: p = 1/4. Slopes: weight * (p - hit) times the table, or the hidden state."""
+    """Logits (log 3, 0), target 1: p = 1/4; slopes are weight * (p - hit) times the table or the state."""
     hidden_BTD, table_VD = jnp.array([[[np.log(3), 0.0]]]), jnp.eye(2)
     nll = lambda h, table: weighted_nll(h, table, jnp.array([[1]]), jnp.array([[2.0]]))
     assert float(nll(hidden_BTD, table_VD)) == pytest.approx(2 * np.log(4))
     d_hidden_BTD, d_table_VD = jax.grad(nll, argnums=(0, 1))(hidden_BTD, table_VD)
     np.testing.assert_allclose(d_hidden_BTD, [[[1.5, -1.5]]], rtol=1e-6)
-    np.testing.assert_allclose(d_table_VD, [[1.5 * np.log(3), 0], [-1.5 * np.log(3), 0]], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        d_table_VD, [[1.5 * np.log(3), 0], [-1.5 * np.log(3), 0]], rtol=1e-6, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("chunk_tokens", [512, 8, 1])
@@ -58,7 +60,9 @@ def test_the_split_vocabulary_changes_nothing():
             P = jax.sharding.PartitionSpec
             rows = ("data", "fsdp", "expert")
             where = (P(rows), P("tensor"), P(rows), P(rows))
-            placed = (jax.device_put(x, jax.NamedSharding(mesh, s)) for x, s in zip(inputs(), where, strict=True))
+            placed = (
+                jax.device_put(x, jax.NamedSharding(mesh, s)) for x, s in zip(inputs(), where, strict=True)
+            )
             got = jax.jit(with_slopes(weighted_nll))(*placed)
     tiny.close(got, want, 1e-12)
 

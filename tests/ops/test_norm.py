@@ -21,7 +21,10 @@ class Variants(chex.TestCase):
 
 def test_equals_float64_and_keeps_the_dtype():
     rng = np.random.default_rng(0)
-    x_BTD, scale_D = rng.standard_normal((2, 3, 8)).astype(np.float32), rng.standard_normal(8).astype(np.float32)
+    x_BTD, scale_D = (
+        rng.standard_normal((2, 3, 8)).astype(np.float32),
+        rng.standard_normal(8).astype(np.float32),
+    )
     want_BTD = np.apply_along_axis(oracles.rms_norm, -1, x_BTD.astype(np.float64), scale_D, 1e-6)
     np.testing.assert_allclose(rms_norm(x_BTD, scale_D, 1e-6), want_BTD, rtol=1e-5)
     half_BTD = rms_norm(jnp.asarray(x_BTD, jnp.bfloat16), scale_D, 1e-6)

@@ -14,7 +14,7 @@ from tests.contracts import oracles
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)
     def test_a_quarter_turn_by_hand(self):
-        """Theta pi^2/4: the first pair turns by 1 radian a position, the second by 2/pi. At 0 nothing turns."""
+        """Theta pi^2/4: a position turns the first pair by 1 radian, the second by 2/pi; 0 turns nothing."""
         x_BTHA = jnp.array([[[[1.0, 0.0, 0.0, 1.0]]]])
         turn = self.variant(lambda x, pos: rotate(x, pos, np.pi**2 / 4))
         np.testing.assert_array_equal(turn(x_BTHA, jnp.array([[0]])), x_BTHA)
@@ -36,7 +36,8 @@ def test_products_depend_on_the_distance_only(q_pos, k_pos, shift):
     rng = np.random.default_rng(1)
     q_A, k_A = rng.standard_normal((2, 8))
     with jax.enable_x64(True):
-        at = lambda x_A, pos: np.asarray(rotate(jnp.asarray(x_A)[None, None, None], jnp.array([[pos]]), 100.0)).ravel()
+        turn = lambda x_A, pos: rotate(jnp.asarray(x_A)[None, None, None], jnp.array([[pos]]), 100.0)
+        at = lambda x_A, pos: np.ravel(turn(x_A, pos))
         here = at(q_A, q_pos) @ at(k_A, k_pos)
         there = at(q_A, q_pos + shift) @ at(k_A, k_pos + shift)
     np.testing.assert_allclose(there, here, rtol=1e-9, atol=1e-9)
