@@ -1,1 +1,1 @@
-"""Recipes: each file has a function `config` that returns a whole run; this is the only place that chooses."""
+"""Recipes: each file has a function `config` that returns a whole run; only here is anything chosen."""

@@ -28,7 +28,7 @@ def losses() -> tuple:
 
 
 def tiny() -> Run:
-    """Smallest run that has every part: 2 layers, width 64, 8 experts, bytes for tokens; seconds on one core."""
+    """Smallest run that has every part: 2 layers, width 64, 8 experts, bytes as tokens; seconds on a core."""
     return Run(
         name="tiny",
         model=mixtral(272, Gqa(num_heads=4, num_kv_heads=2, head_width=16), moe(8, 64, 2), layers=2),

@@ -11,9 +11,10 @@ from moejax.config import OptimConfig, Run, TrainConfig
 
 
 def config() -> Run:
+    attn = Gqa(num_heads=4, num_kv_heads=2, head_width=32)
     return Run(
         name="default",
-        model=base.mixtral(2048, Gqa(num_heads=4, num_kv_heads=2, head_width=32), base.moe(8, 192, 2), layers=3),
+        model=base.mixtral(2048, attn, base.moe(8, 192, 2), layers=3),
         train=TrainConfig(
             steps=1500,
             batch_rows=16,

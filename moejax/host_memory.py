@@ -1,8 +1,8 @@
 """Keeps the memory that one step frees for the next one.
 
-XLA on CPU asks malloc for hundreds of megabytes in every step. glibc hands such blocks back to the system at once
-and gets them again as fresh pages, each of which the kernel clears on first touch: a quarter of a training step of
-`configs/default.py`.
+XLA on CPU asks malloc for hundreds of megabytes in every step. glibc hands such blocks back to the system at
+once and gets them again as fresh pages, each of which the kernel clears on first touch: a quarter of a
+training step of `configs/default.py`.
 """
 
 import ctypes

@@ -176,8 +176,9 @@ class Dispatch(Protocol):
 class Loss(Protocol):
     """A term of the objective as three pure functions.
 
-    `probe` runs inside a block; `stats` turns what it saw into sums over the tokens of one micro-batch (a tree
-    of floats); `total` is a function of those sums over the whole batch, so accumulation cannot change it.
+    `probe` runs inside a block; `stats` turns what it saw into sums over the tokens of one micro-batch (a
+    tree of floats); `total` is a function of those sums over the whole batch, so accumulation cannot change
+    it.
     """
 
     weight: float

@@ -1,4 +1,4 @@
-"""Parameters declared once: initialisation, sharding, restore and checks are readings of one tree of Specs."""
+"""Parameters declared once: initialisation, sharding, restore and checks read one tree of Specs."""
 
 import dataclasses
 import math
@@ -44,7 +44,8 @@ class Spec:
 
     def __post_init__(self):
         if len(self.shape) != len(self.dims):
-            raise ValueError(f"shape {self.shape} has {len(self.shape)} dims, but {len(self.dims)} names {self.dims}")
+            names = f"{len(self.dims)} names {self.dims}"
+            raise ValueError(f"shape {self.shape} has {len(self.shape)} dims, but {names}")
 
     def stacked(self, repeat: int) -> "Spec":
         """The same parameter for `repeat` layers."""
@@ -112,10 +113,12 @@ def check(params, specs) -> None:
     problems += [f"params[{name!r}] is not in the config" for name in found if name not in wanted]
     for name in wanted.keys() & found.keys():
         spec, leaf = wanted[name], found[name]
-        dims = " ".join(str(dim) for dim in spec.dims)
+        here = f"params[{name!r}] is"
         if tuple(leaf.shape) != spec.shape:
-            problems.append(f"params[{name!r}] is {tuple(leaf.shape)}, the config asks for {spec.shape} ({dims})")
+            dims = " ".join(str(dim) for dim in spec.dims)
+            problems.append(f"{here} {tuple(leaf.shape)}, the config asks for {spec.shape} ({dims})")
         elif str(leaf.dtype) != spec.dtype:
-            problems.append(f"params[{name!r}] is {leaf.dtype}, the config asks for {spec.dtype}")
+            problems.append(f"{here} {leaf.dtype}, the config asks for {spec.dtype}")
     if problems:
-        raise CheckpointError("; ".join(sorted(problems)) + "; use the config that these parameters were made with")
+        remedy = "use the config that these parameters were made with"
+        raise CheckpointError("; ".join([*sorted(problems), remedy]))

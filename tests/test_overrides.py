@@ -143,7 +143,7 @@ def test_an_error_of_a_strategy_names_the_flag():
 
 
 def test_a_refusal_of_a_record_says_where_it_is():
-    """A record knows neither the path to it nor to its strategies; a path that it does know is not repeated."""
+    """A record knows no path to it or to its strategies; a path that it does know is not repeated."""
 
     @dataclasses.dataclass(frozen=True)
     class Even:

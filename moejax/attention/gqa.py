@@ -31,10 +31,12 @@ class Gqa:
         H, G, A = self.num_heads, self.num_kv_heads, self.head_width
         require(
             G >= 1 and H % G == 0,
-            f"attn.num_heads={H} must be a multiple of attn.num_kv_heads={G}; choose kv heads that divide the heads",
+            f"attn.num_heads={H} must be a multiple of attn.num_kv_heads={G}; "
+            "choose kv heads that divide the heads",
         )
         require(A % 2 == 0, f"attn.head_width={A} must be even, because rotary positions turn pairs")
-        require(self.window is None or self.window >= 1, f"attn.window={self.window} must be at least 1, or None")
+        has_window = self.window is not None
+        require(not has_window or self.window >= 1, f"attn.window={self.window} must be at least 1, or None")
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the heads."""
@@ -46,12 +48,13 @@ class Gqa:
 
     def specs(self, m):
         D, H, G, A = m.width, self.num_heads, self.num_kv_heads, self.head_width
+        # Each block adds twice to the residual stream; the smaller start keeps its variance flat in depth.
+        out = Normal((2 * m.num_layers * H * A) ** -0.5)
         return {
             "q": Spec((D, H, A), ("embed", "heads", None), Normal(D**-0.5), m.param_dtype),
             "k": Spec((D, G, A), ("embed", "kv_heads", None), Normal(D**-0.5), m.param_dtype),
             "v": Spec((D, G, A), ("embed", "kv_heads", None), Normal(D**-0.5), m.param_dtype),
-            # Each block adds twice to the residual stream; the smaller start keeps its variance flat in depth.
-            "o": Spec((H, A, D), ("heads", None, "embed"), Normal((2 * m.num_layers * H * A) ** -0.5), m.param_dtype),
+            "o": Spec((H, A, D), ("heads", None, "embed"), out, m.param_dtype),
         }
 
     def mixing_flops(self, length: int) -> float:

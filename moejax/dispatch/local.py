@@ -1,9 +1,9 @@
 """Sort and group: every device computes the experts it holds, without dropping a row.
 
-MegaBlocks: Efficient Sparse Training with Mixture-of-Experts (Gale et al. 2022, arXiv 2211.15841): rows sorted by
-expert, one grouped matmul, rows brought back and weighted. On one device nothing moves. Under a mesh whose
-expert axis splits the experts, the tokens of that axis are gathered, each device computes its own experts, and
-the partial sums are reduce-scattered home.
+MegaBlocks: Efficient Sparse Training with Mixture-of-Experts (Gale et al. 2022, arXiv 2211.15841): rows
+sorted by expert, one grouped matmul, rows brought back and weighted. On one device nothing moves. Under a
+mesh whose expert axis splits the experts, the tokens of that axis are gathered, each device computes its own
+experts, and the partial sums are reduce-scattered home.
 
 Differs from the paper: dense grouped matmul instead of block-sparse products.
 """
@@ -55,8 +55,8 @@ def run_shard(expert_fn, p_e, x_bTD, expert_bTK, gate_bTK):
     num_local = jax.tree.leaves(p_e)[0].shape[0]
     own_BTK = expert_BTK - jax.lax.axis_index("expert") * num_local
     own_BTK = jnp.where((own_BTK >= 0) & (own_BTK < num_local), own_BTK, num_local)
-    # Casting here and not in the experts sums gradients over the axes once per token and parameter, and in the
-    # parameters' own dtype.
+    # Casting here and not in the experts sums gradients over the axes once per token and parameter, and in
+    # the parameters' own dtype.
     operands = (p_e, x_BTD, own_BTK, gate_BTK)
     operands = jax.tree.map(functools.partial(vary, axes=frozenset(sharding.AXES)), operands)
     y_BTD = run_flat(expert_fn, *operands, num_local)

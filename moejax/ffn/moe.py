@@ -30,7 +30,8 @@ class Moe:
         require(E >= 1, f"ffn.num_experts={E} must be at least 1")
         require(
             1 <= K <= E,
-            f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; choose 1 <= k <= {E}",
+            f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; "
+            f"choose 1 <= k <= {E}",
         )
 
     def check_mesh(self, mesh) -> None:
@@ -50,7 +51,8 @@ class Moe:
         E, D, F = self.num_experts, m.width, self.hidden
 
         def bank(shape, dims, std):
-            return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used=self.selector.num_slots / E)
+            used = self.selector.num_slots / E
+            return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used)
 
         return {
             "score": self.scorer.specs(m, E),

@@ -1,7 +1,8 @@
 """Load balance: experts should be used equally.
 
-Switch Transformers (Fedus et al. 2021, arXiv 2101.03961), eq. 4-6: E * sum_e f_e P_e, with f_e the share of the
-routed slots that expert e received and P_e its mean score share; 1 at perfect balance, averaged over layers.
+Switch Transformers (Fedus et al. 2021, arXiv 2101.03961), eq. 4-6: E * sum_e f_e P_e, with f_e the share of
+the routed slots that expert e received and P_e its mean score share; 1 at perfect balance, averaged over
+layers.
 What is averaged before the product is the choice between three published forms:
 
 MicroBatchBalance  over each micro-batch (Switch): the mean of their products; accumulation changes it.
@@ -9,7 +10,8 @@ SequenceBalance    over each row (DeepSeek-V3, arXiv 2412.19437, eq. 17-20): the
 GlobalBalance      over the whole batch (Qiu et al. 2025, arXiv 2501.11873): f and P are summed over all
                    micro-batches and devices first, so experts may specialise within a text.
 
-Differs from the papers: f is normalised to sum 1 for any k, and P from sigmoid scores is normalised per token.
+Differs from the papers: f is normalised to sum 1 for any k, and P from sigmoid scores is normalised per
+token.
 Choices before any drop are counted.
 """
 

@@ -1,8 +1,8 @@
 """Loss-free balancing: a controller instead of a gradient.
 
 Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts (Wang et al. 2024, arXiv 2408.15664),
-algorithm 1: each expert has a bias that is added to the scores for the choice only; after every optimiser step
-b_e += u * sign(mean load - load_e).
+algorithm 1: each expert has a bias that is added to the scores for the choice only; after every optimiser
+step b_e += u * sign(mean load - load_e).
 
 Differs from the paper: nothing; the sign is taken once per step from counts summed over micro-batches and
 devices.
@@ -42,7 +42,8 @@ class LossFreeBias(Loss):
             for group in zip(state, stats, strict=True)
         )
         largest = [jnp.max(jnp.abs(block["bias_LE"])) for group in state for block in group if block]
-        return jnp.zeros(()), state, {"router/bias_max": functools.reduce(jnp.maximum, largest, jnp.zeros(()))}
+        largest = functools.reduce(jnp.maximum, largest, jnp.zeros(()))
+        return jnp.zeros(()), state, {"router/bias_max": largest}
 
     def _update(self, bias, seen):
         if not bias:

@@ -31,7 +31,8 @@ def init(key, m):
 
 def init_cache(m, num_slots: int, length: int):
     """An empty cache for `num_slots` sequences of up to `length` positions."""
-    return sp.tree_map(lambda spec: jnp.zeros(spec.shape, spec.dtype), stack.cache_specs(m, num_slots, length))
+    specs = stack.cache_specs(m, num_slots, length)
+    return sp.tree_map(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs)
 
 
 def embed(params, m, token_BT):

@@ -48,7 +48,8 @@ def apply(params, m, h_BTD, ctx: Context, sides, cache, probe):
     new_cache, probes = [], []
     first = 0
     for g, group in enumerate(m.groups):
-        xs = (params[f"group{g}"], sides[g], None if cache is None else cache[g], jnp.arange(group.repeat) + first)
+        own_cache = None if cache is None else cache[g]
+        xs = (params[f"group{g}"], sides[g], own_cache, jnp.arange(group.repeat) + first)
         step = _remat(m, lambda carry, x, group=group: _layer(carry, x, ctx, m, group, probe))
         h_BTD, (cache_g, probes_g) = (jax.lax.scan if m.scan else _unrolled)(step, h_BTD, xs)
         new_cache.append(cache_g)

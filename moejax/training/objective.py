@@ -1,10 +1,10 @@
 """The objective and its gradient, the same for any number of micro-batches.
 
-Every loss is a function of sums over tokens. With one micro-batch the gradient is taken directly. With several,
-the sums of all of them come first; the slope of the objective in those sums then weighs each micro-batch's own
-gradient: d objective / d theta = sum_i <slope, d sums_i / d theta>. Losses that are linear in their sums have a
-slope that no forward pass can change, and the compiler removes the first pass for them; for a global balance
-loss it stays, which is what the exact gradient costs.
+Every loss is a function of sums over tokens. With one micro-batch the gradient is taken directly. With
+several, the sums of all of them come first; the slope of the objective in those sums then weighs each
+micro-batch's own gradient: d objective / d theta = sum_i <slope, d sums_i / d theta>. Losses that are linear
+in their sums have a slope that no forward pass can change, and the compiler removes the first pass for them;
+for a global balance loss it stays, which is what the exact gradient costs.
 """
 
 import jax
@@ -83,7 +83,7 @@ def value_and_grad(params, m, losses, states, batch, key, accumulate: int = 1):
 
 
 def split(batch, num: int):
-    """Micro-batches along a new leading dim; row b goes to number b mod num, so split rows stay where they are."""
+    """Micro-batches along a new leading dim; row b goes to number b mod num, so split rows stay in place."""
 
     def one(x):
         rows = sharding.out("B")

@@ -10,8 +10,13 @@ from moejax.losses.counts import shares, slots_by_row
 
 @dataclasses.dataclass(frozen=True)
 class RouterMeter(Loss):
-    """Metrics router/load_LE (share of the routed slots per layer and expert), router/load_max (its maximum
-    over 1/E, mean over layers), router/entropy (of the score shares, nats), router/dropped (share of slots)."""
+    """Metrics of the routers.
+
+    router/load_LE  share of the routed slots per layer and expert
+    router/load_max its maximum over 1/E, mean over layers
+    router/entropy  of the score shares, nats
+    router/dropped  share of the routed slots
+    """
 
     weight: float = 0.0
 

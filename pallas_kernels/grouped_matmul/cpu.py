@@ -86,7 +86,7 @@ def for_each_chunk(update, out, num_rows: int, start_G, end_G):
 
 
 def expected_trips(num_rows: int, num_groups: int, lengths: tuple[int, ...]) -> list[int]:
-    """How often each loop runs when all groups are equal: what a reader of the compiled program cannot know."""
+    """How often each loop runs when all groups are equal: a reader of the compiled program cannot know."""
     more = -(-(num_rows // num_groups) // lengths[-1]) - 1
     return [0] * (len(lengths) - 1) + [num_groups, num_groups * more]
 

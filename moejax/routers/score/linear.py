@@ -26,7 +26,8 @@ class Linear:
 
     def __post_init__(self):
         known = ", ".join(ACTIVATIONS)
-        require(self.activation in ACTIVATIONS, f"scorer.activation={self.activation!r} is not one of {known}")
+        is_known = self.activation in ACTIVATIONS
+        require(is_known, f"scorer.activation={self.activation!r} is not one of {known}")
 
     def specs(self, m, num_experts: int):
         return {"w": Spec((m.width, num_experts), ("embed", None), Normal(m.width**-0.5), m.param_dtype)}

@@ -1,10 +1,10 @@
 """Top-k selection.
 
-Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538), eq. 5: the k experts with the highest
-choice; gates are their scores, renormalised to sum 1 as in Mixtral (arXiv 2401.04088) and then scaled.
+Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538), eq. 5: the k experts with the
+highest choice; gates are their scores, renormalised to sum 1 as in Mixtral (arXiv 2401.04088), then scaled.
 
-Differs from the paper: the softmax comes before the choice (Mixtral's softmax over the chosen logits is the same
-as `renormalise`).
+Differs from the paper: the softmax comes before the choice (Mixtral's softmax over the chosen logits is the
+same as `renormalise`).
 """
 
 import dataclasses

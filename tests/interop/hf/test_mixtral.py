@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import base
@@ -12,7 +13,6 @@ from moejax import specs as sp
 from moejax.attention.gqa import Gqa
 from moejax.errors import UsageError
 from moejax.interop.hf import mixtral
-import optax
 from moejax.model import forward as decoder
 from moejax.routers.select.top_k import TopK
 from moejax.seams import Batch
@@ -101,7 +101,8 @@ def test_same_weights_same_gradients(hf):
     wanted = {name: parameter.grad.numpy() for name, parameter in peer.named_parameters()}
 
     def loss(params):
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(decoder.forward(params, m, data).logits_BTV, data.target_BT))
+        logits_BTV = decoder.forward(params, m, data).logits_BTV
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits_BTV, data.target_BT))
 
     params = jax.tree.map(jnp.asarray, mixtral.from_hf(state(peer), m))
     grads = mixtral.to_hf(jax.jit(jax.grad(loss))(params), m)
