@@ -128,12 +128,6 @@ def whole(w):
     return w if _mesh() is None else jax.reshard(w, P(*(None,) * w.ndim))
 
 
-def row_axes() -> tuple[str, ...]:
-    """Mesh axes over which the rows of a batch are split."""
-    mesh = _mesh()
-    return () if mesh is None else tuple(a for a in RULES["batch"] if a in mesh.axis_names)
-
-
 def place_rows(tree, mesh):
     """Host arrays [B, ...] of this process as global arrays whose rows are split over the mesh."""
     if mesh is None:

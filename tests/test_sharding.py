@@ -20,7 +20,6 @@ def test_without_a_mesh_there_is_no_layout():
     x = jax.numpy.ones((2, 2))
     assert sharding.gather(x) is x
     assert sharding.whole(x) is x
-    assert sharding.row_axes() == ()
 
 
 def test_names_and_letters_under_a_mesh():
@@ -30,7 +29,6 @@ def test_names_and_letters_under_a_mesh():
         assert sharding.out("DV") == P(None, "tensor")
         assert sharding.stored(("expert", "embed", "ffn")) == P("expert", "fsdp", "tensor")
         assert sharding.stored(("layer", None)) == P(None, None)
-        assert sharding.row_axes() == ROWS
 
 
 def test_a_stored_parameter_is_gathered_along_its_width_only():
