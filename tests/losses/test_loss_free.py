@@ -25,6 +25,16 @@ def test_one_update_by_hand():
     assert metrics["router/bias_max"] == 0.5
 
 
+def test_the_largest_bias_of_several_routed_blocks():
+    """The second position is dense; the third has the larger bias after its update."""
+    state = (({"bias_LE": np.zeros((1, 2), np.float32)}, {}, {"bias_LE": np.full((1, 2), 0.5, np.float32)}),)
+    stats = (({"slots": np.array([[3.0, 1.0]])}, {}, {"slots": np.array([[1.0, 3.0]])}),)
+    _, state, metrics = jax.jit(LOSS.total)(stats, state)
+    np.testing.assert_array_equal(state[0][0]["bias_LE"], [[-0.25, 0.25]])
+    np.testing.assert_array_equal(state[0][2]["bias_LE"], [[0.75, 0.25]])
+    assert metrics["router/bias_max"] == 0.75
+
+
 def test_the_sign_is_taken_once_over_all_micro_batches():
     """Slots (3, 1) and (0, 2) are (3, 3) together: nothing moves, though each half alone would."""
     halves = [
