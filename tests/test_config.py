@@ -2,6 +2,8 @@
 
 import pytest
 
+from configs import base
+from moejax import overrides
 from moejax.config import (
     BlockConfig,
     CheckpointConfig,
@@ -59,3 +61,36 @@ def test_what_cannot_work_is_refused(make, message):
 
 def test_rows_are_split_over_three_axes():
     assert MeshConfig(data=2, fsdp=3, expert=4, tensor=5).row_shards == 24
+
+
+def test_zero_means_off_where_it_may():
+    texts = {"train.eval_every": "0", "train.watchdog_seconds": "0", "train.optim.warmup_steps": "0"}
+    run = overrides.apply(base.tiny(), texts | {"train.optim.b1": "0", "train.log_every": "1"})
+    assert (run.train.eval_every, run.train.optim.b1) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("train.steps", "0"),
+        ("train.batch_rows", "0"),
+        ("train.accumulate", "0"),
+        ("train.log_every", "0"),
+        ("train.eval_rows", "0"),
+        ("train.max_skipped", "0"),
+        ("train.seed", "-1"),
+        ("train.eval_every", "-1"),
+        ("train.verify_every", "-2"),
+        ("train.watchdog_seconds", "-0.5"),
+        ("train.optim.warmup_steps", "-5"),
+        ("train.optim.b1", "1.0"),
+        ("train.optim.b2", "-0.1"),
+        ("train.optim.eps", "-0.5"),
+        ("train.optim.weight_decay", "-1"),
+        ("train.optim.final_fraction", "1.5"),
+    ],
+)
+def test_numbers_out_of_range(path, text):
+    with pytest.raises(UsageError) as refusal:
+        overrides.override(base.tiny(), path, text)
+    assert f"{path}={text}" in str(refusal.value)

@@ -60,7 +60,7 @@ def test_the_open_axis_takes_what_is_left():
     ("mesh", "message"),
     [
         (MeshConfig(data=16), r"needs 16 devices, 8 are there.*--xla_force_host_platform_device_count=16"),
-        (MeshConfig(data=-1, tensor=3), r"mesh.data=-1 .* 8 devices do not split over tensor=3|do not split"),
+        (MeshConfig(data=-1, tensor=3), r"mesh.data=-1 .* 8 devices do not split over fsdp=1, expert=1, tensor=3"),
     ],
 )
 def test_what_does_not_fit_is_refused(mesh, message):
@@ -74,3 +74,9 @@ def test_a_row_split_over_processes_is_refused():
     sharding.check_rows(process.reshape(2, 1, 1, 2))
     with pytest.raises(UsageError, match=r"mesh.tensor=4 reaches over processes of 2 devices each"):
         sharding.check_rows(process.reshape(1, 1, 1, 4))
+
+
+def test_no_device_idles_in_a_run_of_several_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UsageError, match="takes 1 of 8 devices, .*; grow mesh.data, or set it to -1"):
+        sharding.make_mesh(MeshConfig())
