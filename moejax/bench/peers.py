@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from moejax.analysis import machine
 from moejax.config import Run
+from moejax.errors import UsageError
 from moejax.interop.hf import mixtral
 
 AGREEMENT = 1e-4  # relative difference of the first next-token loss beyond which nothing is compared
@@ -26,7 +27,7 @@ def find(run: Run, params, batches: list[dict], loss: float) -> Peers:
     """Everything that transformers offers, if it is installed.
 
     Args:
-      run: must be a Mixtral.
+      run: whose model is compared, if it is a Mixtral.
       params: where all start.
       batches: numpy columns, taken in turn.
       loss: ours, of the first batch in nats per target.
@@ -37,30 +38,42 @@ def find(run: Run, params, batches: list[dict], loss: float) -> Peers:
         return peers
     from moejax.bench.mixtral_peer import VERSIONS, Peer, implementations
 
-    peer = Peer(run, mixtral.to_hf(params, run.model), batches, os.cpu_count())
+    try:
+        weights = mixtral.to_hf(params, run.model)
+    except UsageError as error:
+        peers.notes.append(f"transformers was not measured: {error}")
+        return peers
+    peer = Peer(run, weights, batches, os.cpu_count())
     updates = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in peer.update_seconds.items())
     peers.settings = {"peer versions": VERSIONS, "peer update": f"{peer.update} of {updates}"}
-    # All are checked before one of them takes a step, because a step moves the weights that they share.
+    steps, reasons = {}, {}
     for experts, attention, reason in implementations(run, machine.describe().memory):
         name = f"transformers {experts}, {attention} attention"
-        reason = reason or _disagreement(peer, experts, attention, loss)
-        if reason:
-            peers.notes.append(f"{name} was not measured: {reason}")
-        else:
-            peers.steps[name] = functools.partial(_step, peer, experts, attention)
+        steps[name] = functools.partial(_step, peer, experts, attention)
+        compare = functools.partial(_disagreement, peer, experts, attention, loss)
+        reasons[name] = reason or _failure(compare)
+    # Only now, because a step moves the weights that all of them share.
+    for name, step in steps.items():
+        reasons[name] = reasons[name] or _failure(step)
+    peers.steps = {name: step for name, step in steps.items() if not reasons[name]}
+    peers.notes += [f"{name} was not measured: {reason}" for name, reason in reasons.items() if reason]
     return peers
 
 
-def _disagreement(peer, experts: str, attention: str, loss: float) -> str | None:
-    """Why an implementation cannot be compared, or None."""
+def _failure(run: Callable[[], str | None]) -> str | None:
+    """What `run` finds wrong, or how it fails."""
     try:
-        peer.use(experts, attention)
-        theirs = peer.next_token_loss()
+        return run()
     except Exception as error:  # whatever other people's code raises is their result
         return f"{type(error).__name__}: {error}"
-    if abs(theirs - loss) > AGREEMENT * abs(loss):
-        return f"its next-token loss of the first batch is {theirs:.6f}, that of moejax {loss:.6f}"
-    return None
+
+
+def _disagreement(peer, experts: str, attention: str, loss: float) -> str | None:
+    peer.use(experts, attention)
+    theirs = peer.next_token_loss()
+    if abs(theirs - loss) <= AGREEMENT * abs(loss):
+        return None
+    return f"its next-token loss of the first batch is {theirs:.6f}, that of moejax {loss:.6f}"
 
 
 def _step(peer, experts: str, attention: str) -> None:

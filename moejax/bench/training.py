@@ -16,7 +16,7 @@ import optax
 from absl import flags
 
 from moejax import specs as sp
-from moejax.analysis import machine
+from moejax.analysis import flops, machine
 from moejax.bench import peers, step_parts
 from moejax.bench.peers import Peers
 from moejax.bench.report import Bar, Measure, Report, median
@@ -91,8 +91,8 @@ def run(cfg: TrainingSpeed) -> Report:
     return Report(
         name="training speed",
         claim=CLAIM,
-        source=f"{cfg.source}: the step that train.py compiles, f32, AdamW",
-        settings=_settings(cfg, program) | found.settings,
+        source=f"{cfg.source}: the step that train.py compiles, {cfg.run.model.dtype}, AdamW",
+        settings=_settings(cfg, program) | {"compiled step": _priced(ours.compiled)} | found.settings,
         baseline=BASELINE,
         measures=_measures(program, samples, list(found.steps), yardstick),
         bar=BAR,
@@ -188,6 +188,15 @@ def _settings(cfg: TrainingSpeed, program: training_program.Program) -> dict:
         f"{optimizer_bytes(program) / 1e9:.3g} GB by the optimizer",
         "versions": {"jax": jax.__version__, "optax": optax.__version__, "numpy": np.__version__},
     }
+
+
+def _priced(compiled) -> str:
+    """What the compiled program does, by phase: work beyond the closed form, and its traffic."""
+    rows = flops.breakdown(compiled, depth=0)
+    return "; ".join(
+        f"{row.phase} {row.matmul_flops / 1e9:.4g} GFLOP in matmuls, {row.bytes / 1e9:.3g} GB moved"
+        for row in rows
+    )
 
 
 def define(values: flags.FlagValues) -> None:

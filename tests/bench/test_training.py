@@ -77,6 +77,20 @@ def test_a_peer_with_another_loss_is_not_compared(mixtral_peer, monkeypatch):
     assert "unheard_of" in found.notes[1]
 
 
+def test_a_peer_that_fails_in_its_step_is_named(mixtral_peer, monkeypatch):
+    def fail(self):
+        raise NotImplementedError("no backward pass here")
+
+    monkeypatch.setattr(mixtral_peer.Peer, "step", fail)
+    monkeypatch.setattr(mixtral_peer.Peer, "next_token_loss", lambda self: 1.0)
+    monkeypatch.setattr(peers.os, "cpu_count", lambda: 1)
+    run = training.tiny().run
+    program = training.training_program.build(run)
+    found = peers.find(run, program.init().params, training.step_parts.random_batches(program, 1), 1.0)
+    assert not found.steps and len(found.notes) == 6
+    assert found.notes[0].endswith("was not measured: NotImplementedError: no backward pass here")
+
+
 def test_gathered_weights_by_hand(mixtral_peer):
     # 4 rows x 16 tokens x 2 slots, 2 layers, 3 matrices of 64 x 64 floats of 4 bytes
     assert mixtral_peer.gathered_bytes(training.tiny().run) == 4 * 16 * 2 * 2 * 3 * 64 * 64 * 4
