@@ -85,7 +85,9 @@ class OptimConfig:
 
     def __post_init__(self):
         known = ("constant", "linear", "cosine")
-        require(self.schedule in known, f"train.optim.schedule={self.schedule!r} is not one of {', '.join(known)}")
+        require(
+            self.schedule in known, f"train.optim.schedule={self.schedule!r} is not one of {', '.join(known)}"
+        )
         require(self.learning_rate > 0, f"train.optim.learning_rate={self.learning_rate} must be positive")
         require(self.warmup_steps >= 0, f"train.optim.warmup_steps={self.warmup_steps} must not be negative")
         require(
@@ -97,7 +99,10 @@ class OptimConfig:
             require(0 <= value < 1, f"train.optim.{name}={value} must be at least 0 and below 1")
         require(self.eps > 0, f"train.optim.eps={self.eps} must be positive")
         require(self.weight_decay >= 0, f"train.optim.weight_decay={self.weight_decay} must not be negative")
-        require(self.clip_norm >= 0, f"train.optim.clip_norm={self.clip_norm} must not be negative; 0 turns it off")
+        require(
+            self.clip_norm >= 0,
+            f"train.optim.clip_norm={self.clip_norm} must not be negative; 0 turns it off",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,10 +120,17 @@ class CheckpointConfig:
     def __post_init__(self):
         require(self.every >= 1, f"train.checkpoint.every={self.every} must be at least 1")
         require(self.keep_last >= 1, f"train.checkpoint.keep_last={self.keep_last} must be at least 1")
-        require(self.keep_every >= 0, f"train.checkpoint.keep_every={self.keep_every} must not be negative; 0 = off")
-        require(self.max_failures >= 1, f"train.checkpoint.max_failures={self.max_failures} must be at least 1")
+        require(
+            self.keep_every >= 0,
+            f"train.checkpoint.keep_every={self.keep_every} must not be negative; 0 = off",
+        )
+        require(
+            self.max_failures >= 1, f"train.checkpoint.max_failures={self.max_failures} must be at least 1"
+        )
         known = ("full", "size", "off")
-        require(self.verify in known, f"train.checkpoint.verify={self.verify!r} is not one of {', '.join(known)}")
+        require(
+            self.verify in known, f"train.checkpoint.verify={self.verify!r} is not one of {', '.join(known)}"
+        )
         known = ("continue", "stop")
         require(
             self.on_disk_full in known,
@@ -143,7 +155,9 @@ class TrainConfig:
     eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
     max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
     spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
-    verify_every: int = 0  # steps between runs of one step twice, to catch silent data corruption; 0 never does
+    verify_every: int = (
+        0  # steps between runs of one step twice, to catch silent data corruption; 0 never does
+    )
     watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
 
     def __post_init__(self):
@@ -168,7 +182,9 @@ class TrainConfig:
 class DataConfig:
     """Where the text comes from and what happens to what cannot be read."""
 
-    source: tuple[str, ...] = ()  # files, globs, directories, .jsonl, .gz; empty = the standard library's source
+    source: tuple[
+        str, ...
+    ] = ()  # files, globs, directories, .jsonl, .gz; empty = the standard library's source
     field: str = "text"  # of a .jsonl record
     held_out: float = 0.05  # share of the text that is never trained on, whole documents
     on_error: str = "skip"  # skip | stop at the first unreadable record
@@ -199,10 +215,14 @@ class MeshConfig:
     def __post_init__(self):
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            require(size >= 1 or size == -1, f"mesh.{name}={size} must be positive, or -1 for the remaining devices")
+            require(
+                size >= 1 or size == -1,
+                f"mesh.{name}={size} must be positive, or -1 for the remaining devices",
+            )
         require(
             list(sizes.values()).count(-1) <= 1,
-            f"mesh has -1 on {' and '.join(n for n, s in sizes.items() if s == -1)}; at most one axis can be inferred",
+            f"mesh has -1 on {' and '.join(n for n, s in sizes.items() if s == -1)}; "
+            "at most one axis can be inferred",
         )
 
     @property
@@ -231,13 +251,15 @@ class Run:
         require(
             micro_rows % mesh.row_shards == 0,
             f"a micro-batch of train.batch_rows/train.accumulate={micro_rows} rows does not split over "
-            f"mesh.data*mesh.fsdp*mesh.expert={mesh.row_shards} devices; choose a multiple of {mesh.row_shards}",
+            f"mesh.data*mesh.fsdp*mesh.expert={mesh.row_shards} devices; "
+            f"choose a multiple of {mesh.row_shards}",
         )
         for name, size, axis in (("vocab", self.model.vocab, "tensor"), ("width", self.model.width, "fsdp")):
             parts = getattr(mesh, axis)
             require(
                 size % parts == 0,
-                f"model.{name}={size} is not divisible by mesh.{axis}={parts}; choose one that divides the other",
+                f"model.{name}={size} is not divisible by mesh.{axis}={parts}; "
+                "choose one that divides the other",
             )
         for block in (block for group in self.model.groups for block in group.blocks):
             block.attn.check_mesh(mesh)

@@ -174,8 +174,13 @@ def _unknown(error: flags.UnrecognizedFlagError, values: flags.FlagValues) -> st
 def _report_storage(error: OSError, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    where = f"{error.filename} could not be written or read" if error.filename else "a file could not be written"
-    print(f"error: {where}: {error.strerror}; make room or mend the disk, then run the same again", file=sys.stderr)
+    where = (
+        f"{error.filename} could not be written or read" if error.filename else "a file could not be written"
+    )
+    print(
+        f"error: {where}: {error.strerror}; make room or mend the disk, then run the same again",
+        file=sys.stderr,
+    )
     return StorageError.exit_code
 
 

@@ -31,7 +31,7 @@ LETTERS = {"B": "batch", "H": "heads", "G": "kv_heads", "F": "ffn", "V": "vocab"
 
 
 def make_mesh(cfg: MeshConfig) -> jax.sharding.Mesh | None:
-    """The mesh of a run, over the first devices or, in a run of several processes, over all; None for one device.
+    """The mesh of a run: over the first devices; in a run of several processes over all; None for one.
 
     Raises:
       UsageError: there are fewer devices, some would idle in a run of several processes, an axis of -1
@@ -42,13 +42,13 @@ def make_mesh(cfg: MeshConfig) -> jax.sharding.Mesh | None:
     needed = math.prod(sizes.values())
     if needed > num_devices:
         raise UsageError(
-            f"mesh ({_show(sizes)}) needs {needed} devices, {num_devices} are there; choose a smaller mesh, or on "
-            f"CPU set XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
+            f"mesh ({_show(sizes)}) needs {needed} devices, {num_devices} are there; choose a smaller mesh, "
+            f"or on CPU set XLA_FLAGS=--xla_force_host_platform_device_count={needed}"
         )
     if needed < num_devices and jax.process_count() > 1:
         raise UsageError(
-            f"mesh ({_show(sizes)}) takes {needed} of {num_devices} devices, but in a run of several processes "
-            "all of them take part; grow mesh.data, or set it to -1, which takes what the others leave"
+            f"mesh ({_show(sizes)}) takes {needed} of {num_devices} devices, but in a run of several "
+            "processes all of them take part; grow mesh.data, or set it to -1, which takes what is left"
         )
     if needed == 1:
         return None
@@ -76,7 +76,7 @@ def _show(sizes: dict[str, int]) -> str:
 
 
 def check_rows(process: np.ndarray) -> None:
-    """Refuse a mesh that splits a row of the batch over processes: each process feeds the rows of its devices.
+    """Refuse a mesh that splits a row of the batch over processes: each feeds the rows of its own devices.
 
     Args:
       process: the process of every device, in the shape of the mesh.
@@ -86,8 +86,8 @@ def check_rows(process: np.ndarray) -> None:
     if (process_RT != process_RT[:, :1]).any():
         own = process.size // len(np.unique(process))
         raise UsageError(
-            f"mesh.tensor={tensor} reaches over processes of {own} devices each, but a row of the batch must stay "
-            f"within one; choose a mesh.tensor that divides {own}, and split over mesh.fsdp or mesh.expert instead"
+            f"mesh.tensor={tensor} reaches over processes of {own} devices each, but a row of the batch must "
+            f"stay within one; choose a mesh.tensor that divides {own}, and use mesh.fsdp or mesh.expert"
         )
 
 

@@ -141,7 +141,8 @@ def test_a_bug_on_a_bad_disk_is_still_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "code, status", [(errno.ENOSPC, 74), (errno.EDQUOT, 74), (errno.EIO, 74), (errno.EROFS, 74), (errno.ENOENT, 70)]
+    "code, status",
+    [(errno.ENOSPC, 74), (errno.EDQUOT, 74), (errno.EIO, 74), (errno.EROFS, 74), (errno.ENOENT, 70)],
 )
 def test_the_disks_fault_is_no_bug(code, status, capsys):
     def run(call):

@@ -1,11 +1,11 @@
 """Checkpoints: saved in the background, whole or not at all, verified before they are believed.
 
-    with Checkpointer(run_directory, cfg.checkpoint) as checkpoints:   # while holding the run lock
-        restored = checkpoints.restore(abstract_state)                 # None: nothing was ever saved
-        for step in ...:
-            checkpoints.poll()                                         # hears of a failed save within a step
-            checkpoints.save(step, state, {"data": data_state})        # returns when the arrays are copied
-        checkpoints.wait_for(step)                                     # or learn that it was not saved
+with Checkpointer(run_directory, cfg.checkpoint) as checkpoints:   # while holding the run lock
+    restored = checkpoints.restore(abstract_state)                 # None: nothing was ever saved
+    for step in ...:
+        checkpoints.poll()                                         # hears of a failed save within a step
+        checkpoints.save(step, state, {"data": data_state})        # returns when the arrays are copied
+    checkpoints.wait_for(step)                                     # or learn that it was not saved
 """
 
 import json

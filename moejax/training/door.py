@@ -40,7 +40,9 @@ def define(values: flags.FlagValues) -> None:
     text, number = flags.DEFINE_string, flags.DEFINE_integer
     text("config", "configs/default.py", "recipe, FILE.py or FILE.py:FUNCTION", flag_values=values)
     text("workdir", None, "directory of the run; everything it writes is in it", flag_values=values)
-    flags.DEFINE_boolean("dry_run", False, "print parameters, FLOPs and memory; train nothing", flag_values=values)
+    flags.DEFINE_boolean(
+        "dry_run", False, "print parameters, FLOPs and memory; train nothing", flag_values=values
+    )
     text("coordinator", None, "HOST:PORT of process 0, for a run of several processes", flag_values=values)
     number("num_processes", 1, "processes of the run", lower_bound=1, flag_values=values)
     number("process_id", 0, "which of them this is", lower_bound=0, flag_values=values)
@@ -54,13 +56,15 @@ def run(call: Call) -> None:
         _prepare_process(values)
         return _dry_run(resolve(values["config"].value, call.overrides))
     if not values["workdir"].value:
-        raise UsageError("--workdir is missing; name the directory of the run, for example --workdir=runs/first")
+        raise UsageError(
+            "--workdir is missing; name the directory of the run, for example --workdir=runs/first"
+        )
     workdir = pathlib.Path(values["workdir"].value).expanduser()
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is a file; name a directory, which may be new")
     with contextlib.ExitStack() as stack:
         lock = RunLock(workdir) if values["process_id"].value == 0 else contextlib.nullcontext()
-        # Only a directory that is there can have another writer: then it is asked first, before jax is imported.
+        # Only a directory that is there can have another writer: then it is asked first, before jax.
         if workdir.exists():
             stack.enter_context(lock)
         resolved = resolve(values["config"].value, call.overrides)
@@ -71,12 +75,15 @@ def run(call: Call) -> None:
 
 
 def _check_processes(values: flags.FlagValues) -> None:
-    count, index, coordinator = (values[name].value for name in ("num_processes", "process_id", "coordinator"))
+    count, index, coordinator = (
+        values[name].value for name in ("num_processes", "process_id", "coordinator")
+    )
     if index >= count:
         raise UsageError(f"--process_id={index} must be below --num_processes={count}; the first is 0")
     if count > 1 and not re.fullmatch(r".+:\d+", coordinator or ""):
         raise UsageError(
-            f"--num_processes={count} needs --coordinator=HOST:PORT, the address of process 0; it is {coordinator}"
+            f"--num_processes={count} needs --coordinator=HOST:PORT, the address of process 0; "
+            f"it is {coordinator}"
         )
 
 
@@ -94,8 +101,8 @@ def _train(resolved: Resolved, workdir: pathlib.Path, is_first: bool) -> None:
 def _tell(result: "Result") -> None:
     marks = ", ".join(f"{name} {bits:.3f}" for name, bits in result.baselines.items())
     print(
-        f"done: {result.step} steps in {result.seconds:.0f} s; held-out bits per byte {result.bits_per_byte:.3f} "
-        f"({marks}); open {result.run_dir / 'report.html'}"
+        f"done: {result.step} steps in {result.seconds:.0f} s; held-out bits per byte "
+        f"{result.bits_per_byte:.3f} ({marks}); open {result.run_dir / 'report.html'}"
     )
 
 
@@ -141,7 +148,7 @@ def _dry_run(resolved: Resolved) -> None:
 
 
 def _prepare_process(values: flags.FlagValues) -> None:
-    """Logging, the compilation cache, and the other processes of the run; before the first use of a device."""
+    """Logging, the compilation cache and the other processes, before the first use of a device."""
     keep_pages()
     import jax
 

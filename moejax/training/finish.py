@@ -35,7 +35,10 @@ def write_all(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) ->
         return
     np.savez(run_dir / "routing.npz", **routing)
     if whole is None:
-        log.info("no text samples: the parameters are larger than %.0f GiB; serve.py writes some", SAMPLE_BYTES / 2**30)
+        log.info(
+            "no text samples: the parameters are larger than %.0f GiB; serve.py writes some",
+            SAMPLE_BYTES / 2**30,
+        )
     else:
         try:
             write_samples(run_dir, program, *whole, corpus)
@@ -64,7 +67,7 @@ def write_samples(run_dir: pathlib.Path, program: Program, params, loss_state, c
     if not prompts:
         log.info("no text samples: train.seq_len=%d leaves no room after a prompt", run.train.seq_len)
         return
-    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=run.train.seed)
+    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seeds)
     lines = [
         json.dumps({"step": run.train.steps, "prompt": prompt, "text": completion.text})
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -84,9 +87,13 @@ def kind_loads(program: Program, state, corpus: Corpus) -> dict[str, np.ndarray]
         if out.routing is None:
             return {}
         E = out.routing.score_BTE.shape[-1]
-        kind_BTC = (batch.extra["kind"][..., None] == jnp.arange(len(KINDS))[None, None]) & batch.valid_BT[..., None]
+        kind_BTC = (batch.extra["kind"][..., None] == jnp.arange(len(KINDS))[None, None]) & batch.valid_BT[
+            ..., None
+        ]
         hit_BTE = jnp.sum(out.routing.expert_BTK[..., None] == jnp.arange(E)[None, None, None], axis=2)
-        slots_CE = jnp.einsum("BTC,BTE->CE", kind_BTC.astype(float), hit_BTE.astype(float), out_sharding=sharding.out("CE"))
+        slots_CE = jnp.einsum(
+            "BTC,BTE->CE", kind_BTC.astype(float), hit_BTE.astype(float), out_sharding=sharding.out("CE")
+        )
         return {"slots_CE": slots_CE}
 
     @jax.jit

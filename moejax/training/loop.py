@@ -104,8 +104,8 @@ def _restore(program: Program, checkpoints: Checkpointer, feed: Feed) -> Restore
     steps = program.run.train.steps
     if restored.step > steps:
         raise UsageError(
-            f"the run is at step {restored.step} already, train.steps={steps}; raise --config.train.steps to go on, "
-            "or choose another --workdir"
+            f"this run is at step {restored.step} already, train.steps={steps}; raise --config.train.steps to "
+            "go on, or choose another --workdir"
         )
     log.info("going on from step %d", restored.step)
     feed.restore(restored.meta)
@@ -115,7 +115,9 @@ def _restore(program: Program, checkpoints: Checkpointer, feed: Feed) -> Restore
 class Trainer:
     """The parts of a running run, and the loop over its steps."""
 
-    def __init__(self, program: Program, run_dir: pathlib.Path, corpus: Corpus, feed: Feed, checkpoints: Checkpointer):
+    def __init__(
+        self, program: Program, run_dir: pathlib.Path, corpus: Corpus, feed: Feed, checkpoints: Checkpointer
+    ):
         self._program, self._run_dir, self._cfg = program, run_dir, program.run.train
         self._feed, self._checkpoints = feed, checkpoints
         self._evaluate = Evaluator(program, corpus)
@@ -216,7 +218,7 @@ class Trainer:
             durable.write_file(path, json.dumps(bundle, indent=1).encode())
         self._checkpoints.wait()
         raise NonFiniteError(
-            f"{self.reporter.skipped} updates in a row up to step {done} were skipped, because the loss or its "
-            f"gradient was not finite or spiked (train.max_skipped={self._cfg.max_skipped}); {path} says which "
-            "parameters are finite; a lower train.optim.learning_rate or a longer warm-up is the usual cure"
+            f"{self.reporter.skipped} updates in a row up to step {done} were skipped, because the loss or "
+            f"its gradient was not finite or spiked (train.max_skipped={self._cfg.max_skipped}); {path} says "
+            "which parameters are finite; a lower train.optim.learning_rate or a longer warm-up is the cure"
         )

@@ -1,4 +1,4 @@
-"""When the devices' memory is too small for a run: which arrays are largest, and which settings shrink them."""
+"""When the devices' memory is too small for a run: which arrays are largest, which settings shrink them."""
 
 import contextlib
 
@@ -32,8 +32,9 @@ def _message(program: Program, words: str) -> str:
         f"the devices have too little memory for this run: {words.splitlines()[0][:300]}\n"
         f"{_largest(program)}"
         f"Raise config.train.accumulate (now {run.train.accumulate}), set config.model.remat=full (now "
-        f"{run.model.remat}), or split over more devices with config.mesh.fsdp or config.mesh.expert, and run the "
-        f"same command again; a new run may also have fewer config.train.batch_rows (now {run.train.batch_rows})"
+        f"{run.model.remat}), or split over more devices with config.mesh.fsdp or config.mesh.expert, and "
+        "run the same command again; a new run may also have fewer config.train.batch_rows "
+        f"(now {run.train.batch_rows})"
     )
 
 

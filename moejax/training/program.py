@@ -20,7 +20,6 @@ from moejax.training import state as train_state
 from moejax.training import step
 from moejax.training.router_meter import RouterMeter
 
-
 # Of the data layer's batches; others become `Batch.extra`.
 COLUMNS = {"token": jnp.int32, "pos": jnp.int32, "seg": jnp.int32, "target": jnp.int32, "weight": jnp.float32}
 
@@ -57,19 +56,25 @@ class Program:
     def init(self) -> train_state.TrainState:
         """The state before the first step."""
         key = jax.random.fold_in(self.root_key, 0)
-        make = functools.partial(train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer)
+        make = functools.partial(
+            train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer
+        )
         return jax.jit(make)(key)
 
     def abstract_state(self):
         """Shapes, dtypes and shardings of the state, without making it."""
         key = jax.random.fold_in(self.root_key, 0)
-        make = functools.partial(train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer)
+        make = functools.partial(
+            train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer
+        )
         return jax.tree.map(self._placed, jax.eval_shape(make, key))
 
     def _placed(self, shape):
         if self.mesh is None:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-        spec = shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()  # a scalar is everywhere
+        spec = (
+            shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()
+        )  # a scalar is everywhere
         where = jax.sharding.NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 
@@ -108,7 +113,9 @@ class Program:
 def as_batch(host: dict) -> Batch:
     """The data layer's arrays as a Batch; segment 0 is padding."""
     seg_BT = host["seg"]
-    valid_BT = jax.ShapeDtypeStruct(seg_BT.shape, bool) if isinstance(seg_BT, jax.ShapeDtypeStruct) else seg_BT > 0
+    valid_BT = (
+        jax.ShapeDtypeStruct(seg_BT.shape, bool) if isinstance(seg_BT, jax.ShapeDtypeStruct) else seg_BT > 0
+    )
     extra = {name: value for name, value in host.items() if name not in COLUMNS}
     return Batch(host["token"], host["pos"], seg_BT, valid_BT, host["target"], host["weight"], extra)
 
@@ -122,8 +129,8 @@ def build(run: Run) -> Program:
     m = run.model
     require(
         "float64" not in (m.dtype, m.param_dtype) or jax.config.jax_enable_x64,
-        f"model.dtype={m.dtype}, model.param_dtype={m.param_dtype}: JAX computes in float32 instead of float64; "
-        "choose float32, or set JAX_ENABLE_X64=1",
+        f"model.dtype={m.dtype}, model.param_dtype={m.param_dtype}: JAX computes in float32 instead of "
+        "float64; choose float32, or set JAX_ENABLE_X64=1",
     )
     mesh = sharding.make_mesh(run.mesh)
     if mesh is not None:  # axes of -1 are known now, and the run checks itself once more

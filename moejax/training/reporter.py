@@ -64,7 +64,8 @@ class Reporter:
         loss, norm = float(metrics["train/loss"]), float(metrics["train/grad_norm"])
         why = "a spike" if np.isfinite(loss) and np.isfinite(norm) else "not finite"
         self.say(
-            f"warning: the update of step {step} was skipped, {why}: loss {loss:.4g}, gradient norm {norm:.4g} "
+            f"warning: the update of step {step} was skipped, {why}: "
+            f"loss {loss:.4g}, gradient norm {norm:.4g} "
             f"({self.skipped} in a row, {self._total_skipped} since the start)"
         )
 

@@ -1,8 +1,8 @@
 """What a run directory says about the run: its settings, its data, its tokenizer.
 
-    config.json     every setting with where it came from
-    data.json       fingerprint, files with hashes, records that could not be read
-    tokenizer.json  in the format of the `tokenizers` library
+config.json     every setting with where it came from
+data.json       fingerprint, files with hashes, records that could not be read
+tokenizer.json  in the format of the `tokenizers` library
 """
 
 import json
@@ -55,7 +55,7 @@ def write(run_dir: pathlib.Path, resolved: Resolved, corpus: Corpus) -> None:
 
 
 def first_decides(action: Callable[[], None]) -> None:
-    """Do `action` in the first process; where it ends in an error, all processes do, and none waits for it."""
+    """Do `action` in the first process; if it ends in an error, all processes do, and none waits for it."""
     peers, error = Peers(), None
     if peers.is_first:
         try:
@@ -71,12 +71,13 @@ def first_decides(action: Callable[[], None]) -> None:
 
 
 def check_config(old: dict, new: dict, run_dir: pathlib.Path) -> None:
-    """Refuse a change of what the run's checkpoints and data depend on; both configs as `to_dict` gives them."""
+    """Refuse a change of what the run's checkpoints and data depend on; configs as `to_dict` gives them."""
     before, after = flatten(old), flatten(new)
+    fixed = [path for path in sorted(before | after) if path.startswith(FIXED) and path not in FREE]
     changed = [
-        f"  config.{path.removesuffix('.type')} was {before.get(path, 'absent')}, is now {after.get(path, 'absent')}"
-        for path in sorted(before | after)
-        if path.startswith(FIXED) and path not in FREE and before.get(path) != after.get(path)
+        f"  config.{path.removesuffix('.type')} was {then}, is now {now}"
+        for path in fixed
+        if (then := before.get(path, "absent")) != (now := after.get(path, "absent"))
     ]
     if changed:
         raise CheckpointError(

@@ -1,7 +1,7 @@
 """Silent data corruption: one step computed twice must give the same bits.
 
 Megatron's rerun state machine asks the same question (Megatron-LM, `rerun_state_machine.py`): a result that
-differs on the same device and inputs is a hardware fault, and a third run tells a transient one from a lasting one.
+differs on the same device and inputs is a hardware fault; a third run tells a transient from a lasting one.
 """
 
 import jax
@@ -26,7 +26,10 @@ def checked_step(step, state, batch, number: int):
     third, metrics = step(state, batch)
     lasting = _first_difference(first, third) and _first_difference(second, third)
     kind = "lasting: no two of three runs agree" if lasting else "transient: two of three runs agree"
-    return (third, metrics), f"step {number} gave different bits for {leaf} when it was computed again ({kind})"
+    return (
+        third,
+        metrics,
+    ), f"step {number} gave different bits for {leaf} when it was computed again ({kind})"
 
 
 def _copy(state):

@@ -10,7 +10,9 @@ from moejax.training.state import TrainState
 LOSS_MEMORY = 0.98  # of the running mean that a spike is measured against
 
 
-def train_step(state: TrainState, batch, key, *, m, losses, optimizer, accumulate: int = 1, spike_factor: float = 0.0):
+def train_step(
+    state: TrainState, batch, key, *, m, losses, optimizer, accumulate: int = 1, spike_factor: float = 0.0
+):
     """(new state, metrics). An update that is not finite, or follows a loss spike, is never applied."""
     key = jax.random.fold_in(key, state.step)
     (loss, (loss_state, metrics)), grads = objective.value_and_grad(

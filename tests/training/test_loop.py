@@ -18,7 +18,12 @@ from moejax.training.loop import Result, train
 from tests.faults import recipe
 from tests.faults.conftest import write_text
 
-EVERY_TWO = {"train.steps": "6", "train.eval_every": "2", "train.checkpoint.every": "2", "train.eval_rows": "8"}
+EVERY_TWO = {
+    "train.steps": "6",
+    "train.eval_every": "2",
+    "train.checkpoint.every": "2",
+    "train.eval_rows": "8",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +76,14 @@ def test_a_checkpoint_knows_how_good_it_is(done):
 
 def test_long_silences_and_what_was_left_out_are_announced(done):
     lines = done.said.splitlines()
-    begins = ["using 1 of 8 devices", "reading the text", "records left out: ", "compressing", "compiling", "writing text"]
+    begins = [
+        "using 1 of 8 devices",
+        "reading the text",
+        "records left out: ",
+        "compressing",
+        "compiling",
+        "writing text",
+    ]
     found = [next(i for i, line in enumerate(lines) if line.startswith(words)) for words in begins]
     assert found == sorted(found)
     assert sum(line.startswith("records left out") for line in lines) == 2
@@ -94,7 +106,9 @@ def test_fewer_steps_than_were_made_are_refused(done, run_dir):
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_settings_as_they_were(done, run_dir):
     config = done.resolved.config
-    other = dataclasses.replace(config, train=dataclasses.replace(config.train, losses=(NextToken(), Biased())))
+    other = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, losses=(NextToken(), Biased()))
+    )
     before = (run_dir / "config.json").read_text()
     with pytest.raises(CheckpointError, match="was saved by another model"):
         train(overrides.resolve(other, "other", {}), run_dir)

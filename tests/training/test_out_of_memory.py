@@ -19,7 +19,12 @@ def test_the_largest_arrays_and_the_settings_are_named():
     assert lines[1] == "The largest arrays of a step are"
     assert len(lines) == 2 + out_of_memory.NUM_SHOWN + 1
     assert all(" MiB " in line for line in lines[2:-1])
-    for path in ("train.accumulate (now 1)", "model.remat=full (now none)", "mesh.fsdp", "train.batch_rows (now 8)"):
+    for path in (
+        "train.accumulate (now 1)",
+        "model.remat=full (now none)",
+        "mesh.fsdp",
+        "train.batch_rows (now 8)",
+    ):
         assert path in lines[-1]
 
 
@@ -33,5 +38,8 @@ def test_a_step_that_the_compiler_refuses(monkeypatch):
 
 
 def test_other_errors_pass():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), out_of_memory.explained(build(base.tiny())):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"),
+        out_of_memory.explained(build(base.tiny())),
+    ):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")

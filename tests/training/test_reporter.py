@@ -12,7 +12,11 @@ QUIET = dataclasses.replace(base.tiny().train, log_every=1000, steps=1000)
 
 
 def outcome(loss: float, skipped: int) -> dict:
-    return {"train/loss": jnp.float32(loss), "train/grad_norm": jnp.float32(1.5), "health/skipped": jnp.int32(skipped)}
+    return {
+        "train/loss": jnp.float32(loss),
+        "train/grad_norm": jnp.float32(1.5),
+        "health/skipped": jnp.int32(skipped),
+    }
 
 
 def test_a_skipped_update_is_told_on_any_step(tmp_path, capsys):
@@ -25,7 +29,8 @@ def test_a_skipped_update_is_told_on_any_step(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "warning: the update of step 2 was skipped, not finite: loss nan, gradient norm 1.5 "
         "(1 in a row, 1 since the start)",
-        "warning: the update of step 3 was skipped, a spike: loss 9, gradient norm 1.5 (2 in a row, 2 since the start)",
+        "warning: the update of step 3 was skipped, a spike: loss 9, gradient norm 1.5 "
+        "(2 in a row, 2 since the start)",
     ]
     reporter.close()
 

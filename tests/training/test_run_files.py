@@ -30,7 +30,9 @@ def test_what_makes_no_other_run():
 
 
 def test_what_makes_another_run_is_named_as_it_is_typed():
-    told = refusal(**{"train.seed": "3", "model.groups[0].blocks[0].attn.num_heads": "8", "model.remat": "full"})
+    told = refusal(
+        **{"train.seed": "3", "model.groups[0].blocks[0].attn.num_heads": "8", "model.remat": "full"}
+    )
     heads = base.tiny().model.groups[0].blocks[0].attn.num_heads
     assert told.splitlines()[1:3] == [
         f"  config.model.groups[0].blocks[0].attn.num_heads was {heads}, is now 8",

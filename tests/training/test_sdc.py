@@ -31,7 +31,9 @@ def test_a_flipped_bit_is_outvoted(monkeypatch):
 
 def test_a_lasting_fault_gives_three_answers():
     count = iter(range(3))
-    _, problem = sdc.checked_step(lambda state, _: ({"a": state["a"] + next(count)}, {}), {"a": jnp.ones(2)}, None, 7)
+    _, problem = sdc.checked_step(
+        lambda state, _: ({"a": state["a"] + next(count)}, {}), {"a": jnp.ones(2)}, None, 7
+    )
     assert problem.endswith("for a when it was computed again (lasting: no two of three runs agree)")
 
 
