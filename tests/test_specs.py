@@ -15,7 +15,7 @@ M = tiny.model(BlockConfig(tiny.ATTN, tiny.MOE))
 
 
 def test_counts_by_hand():
-    """Embedding 32x16, norm 16; a layer: norms 2x16, attention 2x16x4x(4+2), router 16x4, experts 4x3x16x8."""
+    """Embedding 32x16, norm 16; a layer: norms 2x16, attention 2x16x4x6, router 16x4, experts 4x3x16x8."""
     layer = 2 * 16 + 2 * 16 * 4 * (4 + 2) + 16 * 4
     bank = 4 * 3 * 16 * 8
     assert sp.count(model.specs(M)) == 32 * 16 + 16 + 2 * (layer + bank)

@@ -24,7 +24,18 @@ from tests.contracts.cases import LOSSES, PER_MICRO_BATCH, each
 INVARIANT = tuple(loss for name, loss in LOSSES.items() if name not in PER_MICRO_BATCH)
 LAYERS = BlockConfig(tiny.ATTN, tiny.MOE)
 M = tiny.float64(tiny.model(LAYERS))
-BATCH = tiny.batch(0, rows=8, length=4)
+
+
+def _uneven(batch):
+    """Half of the rows lose a position, so that micro-batches have different numbers of tokens."""
+    row_BT, at_BT = np.indices(batch.valid_BT.shape)
+    valid_BT = batch.valid_BT & ~((row_BT % 2 == 0) & (at_BT == 2))
+    return batch.replace(
+        valid_BT=valid_BT, weight_BT=np.where(valid_BT, batch.weight_BT, 0).astype(np.float32)
+    )
+
+
+BATCH = _uneven(tiny.batch(0, rows=8, length=4))
 
 
 @dataclasses.dataclass(frozen=True)
