@@ -52,9 +52,9 @@ LOSSES = {
     "loss_free_bias": LossFreeBias(rate=0.05),
     "router_meter": RouterMeter(),
 }
-PER_MICRO_BATCH = {"micro_batch_balance"}
+PER_MICRO_BATCH = ("micro_batch_balance",)
 
 
-def each(argument: str, rows: dict):
+def each(argument: str, rows):
     """Parametrise a test over the names of a seam's rows."""
     return pytest.mark.parametrize(argument, rows)

@@ -180,8 +180,9 @@ def slopes(name, seed, step=1e-5):
     way = at_router(jax.tree.map(np.zeros_like, params), lambda w: rng.standard_normal(w.shape))
     moved = lambda h: jax.tree.map(lambda w, d: w + h * d, params, way)
     _, chosen, grads = one_loss(name, params)
-    (low, *before), (high, *after) = (one_loss(name, moved(h)) for h in (-step, step))
-    if any(jax.tree.leaves(jax.tree.map(lambda *x: np.any(x[0] != x[1:]), chosen, before[0], after[0]))):
+    (low, before, _), (high, after, _) = (one_loss(name, moved(h)) for h in (-step, step))
+    flips = jax.tree.map(lambda x, y, z: np.any(x != y) or np.any(x != z), chosen, before, after)
+    if any(jax.tree.leaves(flips)):
         return None
     products = jax.tree.map(np.vdot, grads, way)
     return (high - low) / (2 * step), sum(jax.tree.leaves(products))
