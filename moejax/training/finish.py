@@ -67,7 +67,7 @@ def write_samples(run_dir: pathlib.Path, program: Program, params, loss_state, c
     if not prompts:
         log.info("no text samples: train.seq_len=%d leaves no room after a prompt", run.train.seq_len)
         return
-    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seeds)
+    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=run.train.seed)
     lines = [
         json.dumps({"step": run.train.steps, "prompt": prompt, "text": completion.text})
         for prompt, completion in zip(prompts, completions, strict=True)
@@ -87,9 +87,8 @@ def kind_loads(program: Program, state, corpus: Corpus) -> dict[str, np.ndarray]
         if out.routing is None:
             return {}
         E = out.routing.score_BTE.shape[-1]
-        kind_BTC = (batch.extra["kind"][..., None] == jnp.arange(len(KINDS))[None, None]) & batch.valid_BT[
-            ..., None
-        ]
+        kind_BTC = batch.extra["kind"][..., None] == jnp.arange(len(KINDS))[None, None]
+        kind_BTC &= batch.valid_BT[..., None]
         hit_BTE = jnp.sum(out.routing.expert_BTK[..., None] == jnp.arange(E)[None, None, None], axis=2)
         slots_CE = jnp.einsum(
             "BTC,BTE->CE", kind_BTC.astype(float), hit_BTE.astype(float), out_sharding=sharding.out("CE")

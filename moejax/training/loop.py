@@ -104,7 +104,7 @@ def _restore(program: Program, checkpoints: Checkpointer, feed: Feed) -> Restore
     steps = program.run.train.steps
     if restored.step > steps:
         raise UsageError(
-            f"this run is at step {restored.step} already, train.steps={steps}; raise --config.train.steps to "
+            f"this run is at step {restored.step}, train.steps={steps}; raise --config.train.steps to "
             "go on, or choose another --workdir"
         )
     log.info("going on from step %d", restored.step)

@@ -72,9 +72,8 @@ class Program:
     def _placed(self, shape):
         if self.mesh is None:
             return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-        spec = (
-            shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()
-        )  # a scalar is everywhere
+        # a scalar is everywhere
+        spec = shape.sharding.spec if shape.sharding else jax.sharding.PartitionSpec()
         where = jax.sharding.NamedSharding(self.mesh, spec)
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
 

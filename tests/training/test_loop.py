@@ -99,7 +99,7 @@ def test_the_same_command_again_measures_nothing_again(done, run_dir, monkeypatc
 def test_fewer_steps_than_were_made_are_refused(done, run_dir):
     fewer = overrides.reapply(done.resolved, {"train.steps": "4"})
     before = (run_dir / "config.json").read_text()
-    with pytest.raises(UsageError, match=r"at step 6 already, train\.steps=4; raise --config\.train\.steps"):
+    with pytest.raises(UsageError, match=r"at step 6, train\.steps=4; raise --config\.train\.steps"):
         train(fewer, run_dir)
     assert (run_dir / "config.json").read_text() == before
 
