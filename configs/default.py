@@ -16,7 +16,7 @@ def config() -> Run:
         name="default",
         model=base.mixtral(2048, attn, base.moe(8, 192, 2), layers=3),
         train=TrainConfig(
-            steps=1500,
+            steps=1100,
             batch_rows=16,
             seq_len=128,
             losses=base.losses(),

@@ -67,7 +67,8 @@ def write_samples(run_dir: pathlib.Path, program: Program, params, loss_state, c
     if not prompts:
         log.info("no text samples: train.seq_len=%d leaves no room after a prompt", run.train.seq_len)
         return
-    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=run.train.seed)
+    seeds = [run.train.seed + i for i in range(len(prompts))]  # or all would begin alike
+    completions = generate(model, prompts, max_tokens=SAMPLE_TOKENS, temperature=0.7, seed=seeds)
     lines = [
         json.dumps({"step": run.train.steps, "prompt": prompt, "text": completion.text})
         for prompt, completion in zip(prompts, completions, strict=True)
