@@ -163,13 +163,15 @@ class Trainer:
 
     def _prepare(self, first: int) -> None:
         """Compile, if there are steps left, and open the files of the reports."""
-        peak = (peak_flops() or 0) * jax.device_count()
+        begin = time.monotonic()
         if first < self._cfg.steps:
             log.info("compiling the train step")
-            begin = time.monotonic()
             self._step = self._program.compile_step()
-            log.info("compiled in %.1f s", time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        peak = (peak_flops() or 0) * jax.device_count()
         self.reporter = Reporter(self._cfg, self._run_dir, first, peak, self._program.flops_per_step)
+        if first < self._cfg.steps:
+            self.reporter.say(f"compiled the train step in {seconds:.1f} s")
 
     def _one_step(self, state: TrainState, done: int) -> TrainState:
         faults.strike(done)

@@ -6,6 +6,7 @@ A line goes to the kernel in one write, so a killed process loses nothing that i
 survives a power cut too.
 """
 
+import importlib
 import json
 import logging
 import math
@@ -121,6 +122,8 @@ class MetricsWriter:
         if tensorboard:
             self._sinks["TensorBoard"] = _TensorBoard(run_dir / TENSORBOARD_DIR, resumed_step)
         self._failed: set[str] = set()
+        if tensorboard:  # slow where torch is installed, so before the first step and not within it
+            self._guard("TensorBoard", importlib.import_module, "tensorboardX.event_file_writer")
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Record the metrics of one step; names as in `train/loss`, values numbers or arrays."""
