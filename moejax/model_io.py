@@ -13,14 +13,13 @@ from typing import Any
 
 import jax
 
-from moejax import overrides, recipes
+from moejax import durable, overrides, recipes
 from moejax import specs as sp
 from moejax.config import CheckpointConfig, ModelConfig, Run, require
 from moejax.errors import CheckpointError, StorageError, UsageError
 from moejax.model import forward as decoder
 from moejax.model.stack import no_side
 from moejax.serving.model import Model
-from moejax.training import durable
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.data import tokenizer
 from moejax.training.objective import sides_of

@@ -4,9 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+from moejax import durable
 from moejax.config import require
 from moejax.errors import StorageError
-from moejax.training import durable
 
 
 class StandardOutput:

@@ -8,7 +8,7 @@ import lzma
 import os
 import pathlib
 
-from moejax.training import durable
+from moejax import durable
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax import sharding
+from moejax import durable, sharding
 from moejax.model.forward import forward
 from moejax.model_io import Model
 from moejax.serving.generate import generate
-from moejax.training import durable, objective, report
+from moejax.training import objective, report
 from moejax.training.data.corpus import Corpus
 from moejax.training.evaluation import own_held_out
 from moejax.training.program import Program

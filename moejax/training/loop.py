@@ -12,11 +12,12 @@ import time
 import jax
 import jax.numpy as jnp
 
+from moejax import durable
 from moejax.analysis.machine import peak_flops
 from moejax.errors import NonFiniteError, RetryError, UsageError
 from moejax.overrides import Resolved
 from moejax.specs import path_name
-from moejax.training import compression, durable, faults, finish, out_of_memory, run_files, sdc
+from moejax.training import compression, faults, finish, out_of_memory, run_files, sdc
 from moejax.training.checkpoint import Checkpointer, Restored
 from moejax.training.data.corpus import Corpus, prepare
 from moejax.training.evaluation import Evaluator

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from moejax.training import durable
+from moejax import durable
 
 NAME = "MANIFEST.json"
 FORMAT = 1

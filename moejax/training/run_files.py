@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import jax
 
+from moejax import durable
 from moejax.errors import CheckpointError, MoejaxError
 from moejax.overrides import Resolved, dumps
 from moejax.records import to_dict
-from moejax.training import durable
 from moejax.training.data import manifest
 from moejax.training.data.corpus import Corpus
 from moejax.training.peers import Peers

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import filelock
 
+from moejax import durable
 from moejax.errors import RetryError, StorageError
-from moejax.training import durable
 
 LOCK = "run.lock"
 OWNER = "run.owner.json"

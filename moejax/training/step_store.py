@@ -17,8 +17,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from moejax import durable
 from moejax.config import CheckpointConfig
-from moejax.training import durable, faults, manifest
+from moejax.training import faults, manifest
 from moejax.training.manifest import Manifest, ManifestError, Problem
 
 FOLDER = "checkpoints"  # below the run's directory

@@ -11,6 +11,8 @@ LAYER_OF = {
     "moejax.config": "settings",
     "moejax.overrides": "settings",
     "moejax.flags": "settings",
+    "moejax.durable": "settings",
+    "moejax.report": "report",
     "moejax.sharding": "core",
     "moejax.specs": "core",
     "moejax.seams": "core",
@@ -59,11 +61,12 @@ MAY_IMPORT = {
     "technique_base": _LOW - {"kernels"},
     "technique": _LOW - {"kernels"} | {"model", "technique_base", "manual_axes"},
     "data": {"settings"},
-    "analysis": {"settings"},
-    "driver": _LOW - {"kernels"} | {"model", "technique_base", "data", "analysis", "recipes"},
+    "report": {"settings"},
+    "analysis": {"settings", "report"},
+    "driver": _LOW - {"kernels"} | {"model", "technique_base", "data", "report", "analysis", "recipes"},
     "configs": {"settings", "technique"},
     "door": _LOW
-    | {"model", "technique", "technique_base", "data", "analysis", "driver", "recipes", "configs"},
+    | {"model", "technique", "technique_base", "data", "report", "analysis", "driver", "recipes", "configs"},
 }
 # Modules of these layers may not import one another, only themselves.
 APART = {"technique"}

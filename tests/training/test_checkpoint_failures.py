@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax import durable
 from moejax.config import CheckpointConfig
 from moejax.errors import StorageError
-from moejax.training import checkpoint, durable, faults, manifest
+from moejax.training import checkpoint, faults, manifest
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.step_store import StepStore
 

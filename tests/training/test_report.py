@@ -2,53 +2,21 @@
 
 import base64
 import hashlib
-import html.parser
 import json
 import re
-import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from moejax.training import report
 from moejax.training.metrics import MetricsWriter
-from moejax.training.report import heat_map, numbers, run_files
-from moejax.training.report.line_chart import Line, Mark, chart
+from moejax.training.report import run_files
+from tests.report.outline import Outline
 
 EVIL = (
     "</pre></title><script>alert('owned')</script><img src=//evil.example/x onerror='alert(1)'>&amp;\" ' \x00"
 )
-VOID = {"meta", "rect", "line", "image", "circle", "polyline", "br"}
 FILES = ("metrics.jsonl", "config.json", "data.json", "baselines.json", "samples.jsonl", "routing.npz")
-
-
-class Outline(html.parser.HTMLParser):
-    """Tags, attributes and text of a page; checks that every tag is closed."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.attributes, self.words = [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
 
 
 def make_run(run_dir, text="def f(x):"):
@@ -178,79 +146,6 @@ def test_loads_that_are_not_finite_are_left_out(tmp_path):
 
 def test_the_same_run_gives_the_same_page(tmp_path):
     assert page(make_run(tmp_path)) == page(tmp_path)
-
-
-def test_a_chart_places_points_by_hand():
-    drawn = chart("Loss", [Line("a", np.array([0, 10]), np.array([0.0, 1.0]))], marks=(Mark("gzip", 0.5),))
-    # 540 x 310 with margins 52, 14, 10, 34: x from 52 to 526; y 0 (the floor, 276) to 1.06 (10)
-    assert 'points="52.0,276.0 526.0,25.1"' in drawn
-    assert 'y1="150.5" y2="150.5"' in drawn  # 276 - 0.5 / 1.06 * 266
-    assert "gzip 0.5</text>" in drawn
-
-
-def test_a_chart_without_points_says_so():
-    assert "Not recorded" in chart("Loss", [Line("a", np.zeros(0), np.zeros(0))])
-
-
-def pixels(uri):
-    """RGBA rows of a PNG as the report writes them."""
-    data = base64.b64decode(uri.split(",")[1])
-    columns, rows = (int.from_bytes(data[16 + 4 * i : 20 + 4 * i], "big") for i in range(2))
-    size = int.from_bytes(data[33:37], "big")
-    raw = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(rows, 1 + 4 * columns)
-    assert not raw[:, 0].any()
-    return raw[:, 1:].reshape(rows, columns, 4)
-
-
-def test_strip_colours_by_hand():
-    load_SE = np.array([[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]])  # times E = 2: 0.5 1.5 | 1 1 | 0 2
-    drawn = heat_map.strip("layer 0", np.array([10, 20, 30]), load_SE)
-    picture = pixels(re.search(r'href="([^"]+)"', drawn).group(1))
-    assert picture.shape == (2, 3, 4)  # a row per expert, a column per report
-    assert picture[0, 0].tolist() == [*heat_map.BELOW, 128]  # half of the even share: one octave of two
-    assert picture[1, 2].tolist() == [*heat_map.ABOVE, 128]
-    assert picture[0, 2].tolist() == [*heat_map.BELOW, 255]
-    assert picture[:, 1, 3].tolist() == [0, 0]
-
-
-NUMBERS = {
-    "0": 0,
-    "12": 12.0,
-    "0.5": 0.5,
-    "-2.25": -2.25,
-    "1,234": 1234,
-    "1.23 M": 1234567,
-    "6.1 G": 6.1e9,
-    "0.001": 1e-3,
-    "3.1e-4": 3.1e-4,
-    "nan": float("nan"),
-}
-
-
-@pytest.mark.parametrize("words", NUMBERS)
-def test_numbers_as_people_read_them(words):
-    assert numbers.plain(NUMBERS[words]) == words
-
-
-def test_ticks_by_hand():
-    np.testing.assert_allclose(numbers.linear_ticks(0, 1500, 6), [0, 200, 400, 600, 800, 1000, 1200, 1400])
-    np.testing.assert_allclose(numbers.linear_ticks(1.13, 1.42, 6), [1.15, 1.2, 1.25, 1.3, 1.35, 1.4])
-    np.testing.assert_allclose(numbers.log_ticks(0.05, 200), [0.1, 1, 10, 100])
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.floats(1e-12, 1e12), st.floats(1.01, 1e6), st.booleans())
-def test_ticks_lie_inside_and_are_few(low, ratio, log):
-    high = low * ratio
-    ticks = numbers.log_ticks(low, high) if log else numbers.linear_ticks(low, high)
-    slack = 2e-3 * high
-    assert 1 <= len(ticks) <= 11
-    assert all(low - slack <= tick <= high + slack for tick in ticks)
-
-
-def test_smoothing_keeps_a_straight_line_and_averages_noise():
-    np.testing.assert_allclose(numbers.smooth(np.arange(7.0), 4), np.arange(7.0))
-    np.testing.assert_allclose(numbers.smooth(np.array([0.0, 6.0, 0.0, 3.0]), 2), [0.0, 2.0, 3.0, 3.0])
 
 
 def test_any_loss_and_router_metric_gets_a_chart(tmp_path):

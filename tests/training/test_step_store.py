@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moejax import durable
 from moejax.config import CheckpointConfig
-from moejax.training import durable, faults, manifest, step_store
+from moejax.training import faults, manifest, step_store
 from moejax.training.manifest import Manifest
 from moejax.training.step_store import StepStore, kept_steps, verify_run
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from moejax.report import heat_map, numbers
+from moejax.report.line_chart import Line, Mark, chart
+from moejax.report.page import none, tiles
 from moejax.training.health import Health, effective_experts
-from moejax.training.report import heat_map, numbers
-from moejax.training.report.line_chart import Line, Mark, chart
 from moejax.training.report.run_files import RunFiles, flatten
 
 MOST_FILES = 500
@@ -21,11 +22,6 @@ TITLES = {  # of the small charts, in this order; other losses and router metric
 }
 STEADY = ("train/learning_rate", "router/dropped")  # drawn as they are; the rest under a running mean
 escape = html.escape
-
-
-def none(words: str) -> str:
-    """A sentence in place of something that is missing."""
-    return f'<p class="none">{escape(words)}</p>'
 
 
 def verdict(run: RunFiles) -> str:
@@ -54,30 +50,29 @@ def _compare(bits: float, name: str, mark: float) -> str:
 def figures(run: RunFiles) -> str:
     """The numbers that people ask for first."""
     step, total = run.last_step, run.setting("train.steps")
-    tiles = [("steps" + (f" of {total:,}" if isinstance(total, int) else ""), f"{step:,}")]
+    found = [("steps" + (f" of {total:,}" if isinstance(total, int) else ""), f"{step:,}")]
     rows, length = run.setting("train.batch_rows"), run.setting("train.seq_len")
     if isinstance(rows, int) and isinstance(length, int):
-        tiles.append(("tokens trained on", numbers.plain(step * rows * length)))
+        found.append(("tokens trained on", numbers.plain(step * rows * length)))
     for name, label in (
         ("eval/bits_per_byte", "held-out bits per byte"),
         ("eval/loss", "held-out loss (nats per token)"),
         ("train/loss", "last training loss"),
     ):
         if values := run.scalars(name):
-            tiles.append((label, f"{values[-1]:.3f}"))
+            found.append((label, f"{values[-1]:.3f}"))
     for name, label, unit in (
         ("speed/tokens_per_s", "tokens per second, median", 1),
         ("speed/flops_per_s", "GFLOP/s, median", 1e-9),
         ("time/step_s", "seconds per step, median", 1),
     ):
         if values := run.scalars(name):
-            tiles.append((label, numbers.plain(float(np.median(values)) * unit)))
+            found.append((label, numbers.plain(float(np.median(values)) * unit)))
     _, load_SLE = run.loads()
     if load_SLE.size:
         dead = int((load_SLE[-1] * load_SLE.shape[2] < Health.dead_share).sum())
-        tiles.append((f"of {load_SLE[-1].size} experts without tokens at the end", str(dead)))
-    cells = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(k)}</span></div>' for k, v in tiles)
-    return f'<div class="tiles">{cells}</div>{_nonfinite(run)}'
+        found.append((f"of {load_SLE[-1].size} experts without tokens at the end", str(dead)))
+    return tiles(found) + _nonfinite(run)
 
 
 def _nonfinite(run: RunFiles) -> str:

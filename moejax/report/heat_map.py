@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from moejax.training.report import numbers
+from moejax.report import numbers
 
 BELOW, ABOVE = (37, 99, 235), (234, 88, 12)
 FULL = 4.0  # times the even share, or a part of it, at which a colour is opaque

@@ -1,4 +1,4 @@
-"""The style sheet and the script of the report; the script only shows values under the pointer."""
+"""The style sheet and the script of every page; the script only shows values under the pointer."""
 
 CSS = """
 :root {
@@ -101,7 +101,7 @@ for (const svg of document.querySelectorAll('svg[data-chart]')) {
     const x = (event.clientX - box.left) / box.width * chart.width;
     const rows = chart.lines.map(line => {
       const i = nearest(line.px, x);
-      return [line.px[i], line.name + ' ' + line.value[i] + '  (step ' + line.step[i] + ')'];
+      return [line.px[i], line.name + ' ' + line.value[i] + '  (' + chart.x + ' ' + line.step[i] + ')'];
     });
     cross.setAttribute('x1', rows[0][0]);
     cross.setAttribute('x2', rows[0][0]);

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from moejax.training.report import numbers
+from moejax.report import numbers
 
 MOST_POINTS = 500  # per line; more cannot be told apart at this width
 
@@ -56,7 +56,12 @@ class Frame:
 
 
 def chart(
-    title: str, lines: list[Line], marks: tuple[Mark, ...] = (), log: bool = False, small: bool = False
+    title: str,
+    lines: list[Line],
+    marks: tuple[Mark, ...] = (),
+    log: bool = False,
+    small: bool = False,
+    x_name: str = "step",
 ) -> str:
     """A `<figure>` with the lines that have points, or a sentence when none has.
 
@@ -66,6 +71,7 @@ def chart(
       marks: values to compare with.
       log: logarithmic values; falls back to linear when a value is not positive.
       small: a tile among others instead of a main figure.
+      x_name: what the horizontal axis counts.
     """
     lines = [line for line in map(_finite, lines) if line.step_S.size]
     if not lines:
@@ -73,14 +79,18 @@ def chart(
             f'<figure><figcaption>{html.escape(title)}</figcaption><p class="none">Not recorded.</p></figure>'
         )
     frame = _frame(lines, marks, log, small)
-    parts = [_axes(frame, small), *(_mark(frame, mark) for mark in marks), *(_curve(frame, l) for l in lines)]
+    parts = [
+        _axes(frame, small, x_name),
+        *(_mark(frame, mark) for mark in marks),
+        *(_curve(frame, l) for l in lines),
+    ]
     keys = "".join(f'<span class="key {l.tone}">{html.escape(l.name)}</span>' for l in lines)
     legend = f'<span class="legend">{keys}</span>' if len(lines) > 1 else ""
     parts.append(f'<line class="cross" y1="{frame.top}" y2="{frame.height - frame.bottom}"/>')
     return (
         f"<figure><figcaption>{html.escape(title)}{legend}</figcaption>"
         f'<svg class="chart" viewBox="0 0 {frame.width} {frame.height}" role="img" '
-        f'aria-label="{html.escape(title)}" data-chart="{html.escape(_hover(frame, lines))}">'
+        f'aria-label="{html.escape(title)}" data-chart="{html.escape(_hover(frame, lines, x_name))}">'
         f"{''.join(parts)}</svg></figure>"
     )
 
@@ -108,7 +118,7 @@ def _frame(lines: list[Line], marks: tuple[Mark, ...], log: bool, small: bool) -
     return Frame(width, height, (0.0, max(float(steps.max()), 1.0)), (low, high), log, bottom=bottom)
 
 
-def _axes(frame: Frame, small: bool) -> str:
+def _axes(frame: Frame, small: bool, x_name: str) -> str:
     ticks = numbers.log_ticks(*frame.y) if frame.log else numbers.linear_ticks(*frame.y, 4 if small else 6)
     right, floor = frame.width - frame.right, frame.height - frame.bottom
     parts = [f'<line class="axis" x1="{frame.left}" x2="{right}" y1="{floor}" y2="{floor}"/>']
@@ -122,8 +132,10 @@ def _axes(frame: Frame, small: bool) -> str:
         x = frame.px(step)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{floor}" y2="{floor + 4}"/>')
         parts.append(f'<text class="tick mid" x="{x:.1f}" y="{floor + 17}">{numbers.plain(step, 4)}</text>')
-    name = "" if small else f'<text class="tick end" x="{right}" y="{frame.height - 2}">step</text>'
-    return "".join(parts) + name
+    if not small:
+        name = html.escape(x_name)
+        parts.append(f'<text class="tick end" x="{right}" y="{frame.height - 2}">{name}</text>')
+    return "".join(parts)
 
 
 def _mark(frame: Frame, mark: Mark) -> str:
@@ -154,7 +166,7 @@ def _path(frame: Frame, step_S: np.ndarray, value_S: np.ndarray, css: str) -> st
     return f'<polyline class="{css}" points="{points}"/>'
 
 
-def _hover(frame: Frame, lines: list[Line]) -> str:
+def _hover(frame: Frame, lines: list[Line], x_name: str) -> str:
     """What the script needs to show values: pixels of each point and the text of each value."""
     series = [
         {
@@ -165,4 +177,4 @@ def _hover(frame: Frame, lines: list[Line]) -> str:
         }
         for line in lines
     ]
-    return json.dumps({"width": frame.width, "lines": series}, separators=(",", ":"))
+    return json.dumps({"width": frame.width, "x": x_name, "lines": series}, separators=(",", ":"))
