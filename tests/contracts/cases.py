@@ -14,7 +14,10 @@ from moejax.losses.balance import GlobalBalance, MicroBatchBalance, SequenceBala
 from moejax.losses.loss_free import LossFreeBias
 from moejax.losses.next_token import NextToken
 from moejax.losses.z_loss import RouterZ
+from moejax.routers.score.cosine import Cosine
 from moejax.routers.score.linear import Linear
+from moejax.routers.score.noisy import Noisy
+from moejax.routers.score.pre_attention import PreAttention
 from moejax.routers.select.top_k import TopK
 from moejax.training.router_meter import RouterMeter
 
@@ -23,6 +26,11 @@ NUM_EXPERTS = 5
 SCORERS = {
     "linear_softmax": Linear(),
     "linear_sigmoid": Linear("sigmoid"),
+    "linear_sqrt_softplus_bias": Linear("sqrt_softplus", bias=True),
+    "linear_noise": Linear(noise=1.0),
+    "noisy": Noisy(),
+    "cosine": Cosine(width=3),
+    "pre_attention": PreAttention(),
 }
 SELECTORS = {
     "top_1": TopK(1),

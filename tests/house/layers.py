@@ -23,6 +23,7 @@ LAYER_OF = {
     "moejax.losses.base": "technique_base",
     "moejax.losses.counts": "technique_base",
     "moejax.dispatch.sort": "technique_base",
+    "moejax.routers.score.base": "technique_base",
     "moejax.attention": "technique",
     "moejax.depth": "technique",
     "moejax.dispatch": "technique",

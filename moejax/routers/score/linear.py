@@ -1,38 +1,43 @@
 """Linear router.
 
 Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538), eq. 3 without noise:
-logits = x W, scores = softmax(logits); sigmoid scores as in DeepSeek-V3 (arXiv 2412.19437), eq. 15.
+logits = x W, scores = softmax(logits). Sigmoid scores as in DeepSeek-V3 (arXiv 2412.19437), eq. 15;
+sqrt(softplus) as in DeepSeek-V4; the bias is that of gpt-oss (arXiv 2508.10925); noise of a fixed size as in
+Tutel (arXiv 2206.03382). Noise of a learned size is in `noisy.py`.
 
-Differs from the paper: no noise.
+Differs from the papers: nothing.
 """
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
-
-from moejax import weights
 from moejax.config import require
-from moejax.specs import Normal, Spec
-
-ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+from moejax.routers.score.base import ACTIVATIONS, check_activation, logits, noise
+from moejax.seams import Scorer
+from moejax.specs import Constant, Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear:
-    activation: str = "softmax"  # softmax | sigmoid
+class Linear(Scorer):
+    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus
+    bias: bool = False  # add a learned constant to the logits
+    noise: float = 0.0  # standard deviation of what training adds to the logits, times E
 
     reads = frozenset({"x_BTD"})
 
     def __post_init__(self):
-        known = ", ".join(ACTIVATIONS)
-        is_known = self.activation in ACTIVATIONS
-        require(is_known, f"scorer.activation={self.activation!r} is not one of {known}")
+        check_activation(self.activation)
+        require(self.noise >= 0, f"scorer.noise={self.noise} must not be negative; 0 turns it off")
 
     def specs(self, m, num_experts: int):
-        return {"w": Spec((m.width, num_experts), ("embed", None), Normal(m.width**-0.5), m.param_dtype)}
+        tree = {"w": Spec((m.width, num_experts), ("embed", None), Normal(m.width**-0.5), m.param_dtype)}
+        if self.bias:
+            tree["b"] = Spec((num_experts,), (None,), Constant(0.0), m.param_dtype)
+        return tree
 
     def score(self, p, i):
-        x_BTD = i.x_BTD.astype(jnp.promote_types(i.x_BTD.dtype, jnp.float32))
-        logit_BTE = weights.einsum("BTD,DE->BTE", x_BTD, p["w"])
+        logit_BTE = logits(i.x_BTD, p["w"])
+        if self.bias:
+            logit_BTE = logit_BTE + p["b"].astype(logit_BTE.dtype)[None, None]
+        if self.noise and i.key is not None:
+            logit_BTE = logit_BTE + self.noise / logit_BTE.shape[-1] * noise(i.key, logit_BTE)
         return logit_BTE, ACTIVATIONS[self.activation](logit_BTE), i.memory
