@@ -34,8 +34,8 @@ class Linear:
     def __post_init__(self):
         require(
             self.alpha >= 0 and self.beta >= 0,
-            f"a cost of {self.alpha:.3g} ms + {self.beta:.3g} ms per element is not possible; both must be at "
-            "least 0: measure larger sizes, more often, or fit with through_origin=True",
+            f"a cost of {self.alpha:.3g} ms + {self.beta:.3g} ms per element is not possible; both must be "
+            "at least 0: measure larger sizes, more often, or fit with through_origin=True",
         )
 
     def __call__(self, size: float) -> float:
@@ -122,7 +122,7 @@ def layer_time(chunk: Chunk, degree: int, gradients: float = 0.0) -> float:
 
 
 def slack(chunk: Chunk, degree: int) -> float:
-    """ms of gradient all-reduce that a layer hides without taking longer (the paper's t_olp of a MoE part)."""
+    """ms of gradient all-reduce that a layer hides without taking longer, the t_olp of a MoE part."""
     return layer_time(chunk, degree) - 2 * degree * chunk.a2a
 
 
