@@ -14,10 +14,35 @@ Importing moejax imports nothing else; the first use of a function does.
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Completion", "Model", "__version__", "forward", "generate", "init", "load", "save", "train"]
+__all__ = [
+    "Completion",
+    "Model",
+    "RoutingTrace",
+    "TraceRecorder",
+    "__version__",
+    "forward",
+    "generate",
+    "init",
+    "load",
+    "routing_trace",
+    "save",
+    "train",
+]
 
 if TYPE_CHECKING:
-    from moejax.api import Completion, Model, forward, generate, init, load, save, train
+    from moejax.api import (
+        Completion,
+        Model,
+        RoutingTrace,
+        TraceRecorder,
+        forward,
+        generate,
+        init,
+        load,
+        routing_trace,
+        save,
+        train,
+    )
 
 
 def __getattr__(name: str):

@@ -9,14 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax import overrides
+from moejax.analysis.routing.trace import RoutingTrace
 from moejax.config import ModelConfig, Run, require
 from moejax.model import forward as decoder
 from moejax.model_io import load, save
 from moejax.seams import Batch, Output
 from moejax.serving.generate import Completion, generate
 from moejax.serving.model import Model
+from moejax.tracing import TraceRecorder, routing_trace
 
-__all__ = ["Completion", "Model", "forward", "generate", "init", "load", "save", "train"]
+__all__ = [
+    "Completion",
+    "Model",
+    "RoutingTrace",
+    "TraceRecorder",
+    "forward",
+    "generate",
+    "init",
+    "load",
+    "routing_trace",
+    "save",
+    "train",
+]
 
 _forward = jax.jit(decoder.forward, static_argnames="m")
 
