@@ -18,7 +18,13 @@ from moejax.routers.score.cosine import Cosine
 from moejax.routers.score.linear import Linear
 from moejax.routers.score.noisy import Noisy
 from moejax.routers.score.pre_attention import PreAttention
+from moejax.routers.select.capacity import Capacity
+from moejax.routers.select.entropy import TsallisHybrid
+from moejax.routers.select.expert_choice import ExpertChoice
+from moejax.routers.select.group_limited import GroupLimited
+from moejax.routers.select.relu_norm import ReluNorm
 from moejax.routers.select.top_k import TopK
+from moejax.routers.select.top_p import TopP
 from moejax.training.router_meter import RouterMeter
 
 NUM_EXPERTS = 5
@@ -36,7 +42,21 @@ SELECTORS = {
     "top_1": TopK(1),
     "top_2": TopK(2),
     "top_2_raw_scaled": TopK(2, renormalise=False, scale=2.5),
+    "top_2_stop_gradient": TopK(2, scale=2.0, stop_gradient=True),
     "top_all": TopK(NUM_EXPERTS),
+    "top_p": TopP(3, p=0.6),
+    "top_p_all": TopP(NUM_EXPERTS, p=0.9, renormalise=True),
+    "entropy": TsallisHybrid(NUM_EXPERTS),
+    "entropy_no_broadcast": TsallisHybrid(3, threshold=1.0, q=2.0),
+    "relu_norm": ReluNorm(NUM_EXPERTS),
+    "relu_norm_2": ReluNorm(2),
+    "group_limited": GroupLimited(2, num_groups=1, keep_groups=1),
+    "capacity": Capacity(TopK(2), factor=0.6),
+    "capacity_row_score": Capacity(TopK(2), group="row", order="score"),
+    "capacity_openmoe": Capacity(TopK(2, renormalise=False), factor=0.5, group="global", rule="openmoe"),
+    "expert_choice": ExpertChoice(NUM_EXPERTS),
+    "expert_choice_2": ExpertChoice(2, group="global"),
+    "expert_choice_tokens": ExpertChoice(NUM_EXPERTS, over="tokens"),
 }
 DISPATCHERS = {
     "local": Local(),
