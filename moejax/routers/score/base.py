@@ -16,7 +16,13 @@ def sqrt_softplus(logit_BTE):
     return jnp.where(logit_BTE < LINEAR_BELOW, small_BTE, large_BTE)
 
 
-ACTIVATIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "sqrt_softplus": sqrt_softplus}
+ACTIVATIONS = {
+    "softmax": jax.nn.softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "sqrt_softplus": sqrt_softplus,
+    "relu": jax.nn.relu,
+    "identity": lambda logit_BTE: logit_BTE,
+}
 
 
 def check_activation(name: str) -> None:

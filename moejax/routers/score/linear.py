@@ -18,7 +18,7 @@ from moejax.specs import Constant, Normal, Spec
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Scorer):
-    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus
+    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus | relu | identity
     bias: bool = False  # add a learned constant to the logits
     noise: float = 0.0  # standard deviation of what training adds to the logits, times E
 

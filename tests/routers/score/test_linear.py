@@ -62,7 +62,7 @@ def test_scores_are_float32_for_bfloat16_activations():
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UsageError, match=r"activation='relu' is not one of softmax, sigmoid, sqrt_softplus"):
-        Linear("relu")
+    with pytest.raises(UsageError, match=r"activation='tanh' is not one of softmax, sigmoid, sqrt_softplus"):
+        Linear("tanh")
     with pytest.raises(UsageError, match=r"scorer.noise=-1 must not be negative"):
         Linear(noise=-1)
