@@ -53,7 +53,10 @@ class Capacity(Selector):
         check_group(self.group)
         for name, known in (("order", ORDERS), ("rule", tuple(RULES))):
             value = getattr(self, name)
-            require(value in known, f"selector.{name}={value!r} is not one of {', '.join(known)}; choose one of them")
+            require(
+                value in known,
+                f"selector.{name}={value!r} is not one of {', '.join(known)}; choose one of them",
+            )
         require(
             self.factor > 0,
             f"selector.factor={self.factor} must be positive; to drop nothing, use the inner "

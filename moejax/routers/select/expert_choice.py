@@ -33,9 +33,14 @@ class ExpertChoice(Selector):
     def __post_init__(self):
         check_group(self.group)
         require(self.k >= 1, f"selector.k={self.k} must be at least 1")
-        require(self.factor > 0, f"selector.factor={self.factor} must be positive: experts per token on average")
+        require(
+            self.factor > 0, f"selector.factor={self.factor} must be positive: experts per token on average"
+        )
         known = ("experts", "tokens")
-        require(self.over in known, f"selector.over={self.over!r} is not one of {', '.join(known)}; choose one of them")
+        require(
+            self.over in known,
+            f"selector.over={self.over!r} is not one of {', '.join(known)}; choose one of them",
+        )
 
     @property
     def num_slots(self) -> int:

@@ -17,7 +17,9 @@ GROUPS = ("row", "shard", "global")
 
 def check_group(group: str) -> None:
     """Refuse a group that nobody knows."""
-    require(group in GROUPS, f"selector.group={group!r} is not one of {', '.join(GROUPS)}; choose one of them")
+    require(
+        group in GROUPS, f"selector.group={group!r} is not one of {', '.join(GROUPS)}; choose one of them"
+    )
 
 
 def over_groups(group: str, fn, *tokens_BT):

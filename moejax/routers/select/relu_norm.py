@@ -40,7 +40,9 @@ class ReluNorm(Selector):
 
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         active_BTE = choice_BTE > 0
-        weight_BTE = rms_norm(jnp.where(active_BTE, jax.nn.relu(score_BTE), 0.0), p["scale"], self.eps)  # eq. 3
+        weight_BTE = rms_norm(
+            jnp.where(active_BTE, jax.nn.relu(score_BTE), 0.0), p["scale"], self.eps
+        )  # eq. 3
         expert_BTK, full_BTK = ranked(jnp.where(active_BTE, choice_BTE, -jnp.inf), valid_BT, self.k)
         expert_BTK, gate_BTK = filled(weight_BTE, expert_BTK, full_BTK)
         return expert_BTK, gate_BTK, {}

@@ -1,5 +1,6 @@
 """Top-k by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -51,6 +52,26 @@ def test_an_absent_token_goes_nowhere():
     np.testing.assert_array_equal(gates, [0, 0])
 
 
-def test_no_slot_is_refused():
+def test_a_constant_sum_gives_the_same_gates_and_lets_the_others_compete():
+    """Softmax scores: with k as scale, the slopes of the plain gates add to 0 over the chosen experts alone."""
+
+    def total(logit_E, selector):
+        score_BTE = jax.nn.softmax(logit_E)[None, None]
+        gate_BTK = selector.select({}, score_BTE, score_BTE, YES, None)[1]
+        return gate_BTK[0, 0, 0], gate_BTK[0, 0]
+
+    logit_E = jnp.log(SCORE[0, 0])
+    slope = lambda selector: jax.grad(total, has_aux=True)(logit_E, selector)
+    plain_E, gates = slope(TopK(2, scale=2.0))
+    free_E, same_gates = slope(TopK(2, scale=2.0, stop_gradient=True))
+    np.testing.assert_allclose(same_gates, gates, rtol=1e-6)
+    # d (2 p0 / (p0 + p2)) = 2 * 0.625 * 0.375; with a constant sum 0.8: 2 / 0.8 * p0 (delta - p)
+    np.testing.assert_allclose(plain_E, [0.46875, 0, -0.46875], atol=1e-6)
+    np.testing.assert_allclose(free_E, [0.625, -0.25, -0.375], atol=1e-6)
+
+
+def test_what_cannot_work_is_refused():
     with pytest.raises(UsageError, match=r"selector.k=0 must be at least 1"):
         TopK(0)
+    with pytest.raises(UsageError, match=r"selector.stop_gradient=True needs selector.renormalise=True"):
+        TopK(2, renormalise=False, stop_gradient=True)
