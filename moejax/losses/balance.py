@@ -20,32 +20,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.losses.base import Loss, mean_over_layers
-from moejax.losses.counts import shares, slots_by_row
-
-
-def seen_by_row(routing, valid_BT):
-    """Per row: routed slots per expert [B, E], summed score shares [B, E], and valid tokens [B]."""
-    share_BTE = jnp.where(valid_BT[..., None], shares(routing), 0.0)
-    return {
-        "slots": slots_by_row(routing),
-        "share": jnp.sum(share_BTE, axis=1),
-        "tokens": jnp.sum(valid_BT, axis=1, dtype=share_BTE.dtype),
-    }
-
-
-def product(seen):
-    """E * sum_e f_e P_e over the last dim of the sums in `seen`; 0 where nothing was seen."""
-    slots_E, share_E = seen["slots"], seen["share"]
-    f_E = slots_E / jnp.maximum(jnp.sum(slots_E, axis=-1, keepdims=True), 1.0)
-    P_E = share_E / jnp.maximum(seen["tokens"][..., None], 1.0)
-    return slots_E.shape[-1] * jnp.sum(f_E * P_E, axis=-1)
-
-
-def probe_batch(out, batch):
-    """Sums over the micro-batch of one layer's slots, shares and tokens."""
-    if out.routing is None:
-        return {}
-    return {name: jnp.sum(value, axis=0) for name, value in seen_by_row(out.routing, batch.valid_BT).items()}
+from moejax.losses.counts import product, seen_by_batch, seen_by_row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +28,7 @@ class GlobalBalance(Loss):
     weight: float = 1e-2
 
     def probe(self, out, batch):
-        return probe_batch(out, batch)
+        return {} if out.routing is None else seen_by_batch(out.routing, batch.valid_BT)
 
     def stats(self, params, m, probes, output, batch):
         return probes
@@ -68,7 +43,7 @@ class MicroBatchBalance(Loss):
     weight: float = 1e-2
 
     def probe(self, out, batch):
-        return probe_batch(out, batch)
+        return {} if out.routing is None else seen_by_batch(out.routing, batch.valid_BT)
 
     def stats(self, params, m, probes, output, batch):
         return {"sum": mean_over_layers(probes, product), "micro_batches": jnp.ones(())}

@@ -11,8 +11,13 @@ from moejax.dispatch.local import Local
 from moejax.ffn.dense import Dense
 from moejax.ffn.moe import Moe
 from moejax.losses.balance import GlobalBalance, MicroBatchBalance, SequenceBalance
+from moejax.losses.budget import Budget
+from moejax.losses.gshard import GShard
+from moejax.losses.load_importance import LoadImportance
+from moejax.losses.locality import ActivationLocality, ChunkSparsity
 from moejax.losses.loss_free import LossFreeBias
 from moejax.losses.next_token import NextToken
+from moejax.losses.tsallis import KeptMassBalance, TsallisEntropy
 from moejax.losses.z_loss import RouterZ
 from moejax.routers.score.cosine import Cosine
 from moejax.routers.score.linear import Linear
@@ -77,10 +82,18 @@ LOSSES = {
     "micro_batch_balance": MicroBatchBalance(0.5),
     "sequence_balance": SequenceBalance(0.5),
     "router_z": RouterZ(0.1),
+    "gshard": GShard(0.5),
+    "load_importance": LoadImportance(0.5, noise=4.0),
+    "tsallis_entropy": TsallisEntropy(0.5),
+    "kept_mass_balance": KeptMassBalance(0.5),
+    "activation_locality": ActivationLocality(0.5, alpha=10.0),
+    "chunk_sparsity": ChunkSparsity(0.5, chunk=2, constant_steps=0, period=1),
+    "budget": Budget(0.5, cost=(0.0, 1.0, 0.25, 0.5)),
     "loss_free_bias": LossFreeBias(rate=0.05),
     "router_meter": RouterMeter(),
 }
 PER_MICRO_BATCH = ("micro_batch_balance",)
+KNOWS_EXPERTS_BY_INDEX = ("budget",)  # relabelling the experts changes it
 
 
 def each(argument: str, rows):

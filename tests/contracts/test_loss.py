@@ -19,7 +19,7 @@ from moejax.losses.base import Loss
 from moejax.losses.next_token import NextToken
 from moejax.training import objective
 from tests.contracts import tiny
-from tests.contracts.cases import LOSSES, PER_MICRO_BATCH, each
+from tests.contracts.cases import KNOWS_EXPERTS_BY_INDEX, LOSSES, PER_MICRO_BATCH, each
 
 INVARIANT = tuple(loss for name, loss in LOSSES.items() if name not in PER_MICRO_BATCH)
 LAYERS = BlockConfig(tiny.ATTN, tiny.MOE)
@@ -201,6 +201,23 @@ def test_absent_tokens_and_targets_without_weight_are_irrelevant(name):
             one_loss(name, tiny.host_params(M), b) for b in (changed, BATCH)
         )
     tiny.close((value, grads), (want, want_grads), 1e-12)
+
+
+@each("name", [name for name in LOSSES if name not in KNOWS_EXPERTS_BY_INDEX])
+def test_relabelled_experts_change_nothing_but_the_labels(name):
+    order_E = np.array([2, 0, 3, 1])
+
+    def relabelled(path, leaf):
+        """Layers before experts in a bank; experts last in a router."""
+        path = sp.path_name(path)
+        axis = 1 if "/ffn/experts/" in path else -1
+        return np.take(np.asarray(leaf), order_E, axis) if "/ffn/experts/" in path or "/ffn/score/" in path else leaf
+
+    params = tiny.host_params(M)
+    with jax.enable_x64(True):
+        value, _, grads = one_loss(name, params)
+        got, _, got_grads = one_loss(name, jax.tree_util.tree_map_with_path(relabelled, params))
+    tiny.close((got, got_grads), (value, jax.tree_util.tree_map_with_path(relabelled, grads)), 1e-12)
 
 
 @each("name", LOSSES)

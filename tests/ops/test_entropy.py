@@ -54,7 +54,7 @@ def test_the_slope_is_the_finite_difference(q):
     p_NE, way_NE = rng.dirichlet(np.ones(5), 20) + 1e-3, rng.standard_normal((20, 5))
     with jax.enable_x64(True):
         slope_N = np.sum(jax.grad(lambda p_NE: jnp.sum(tsallis(p_NE, q)))(p_NE) * way_NE, axis=-1)
-        high_N, low_N = (tsallis(p_NE + h * way_NE, q) for h in (1e-6, -1e-6))
+        high_N, low_N = (np.asarray(tsallis(p_NE + h * way_NE, q)) for h in (1e-6, -1e-6))
     np.testing.assert_allclose((high_N - low_N) / 2e-6, slope_N, rtol=1e-4, atol=1e-7)
 
 
