@@ -1,7 +1,7 @@
 """Every record that passes between parts, and every protocol that a technique can implement.
 
-Read this file first. A technique is a frozen dataclass that implements one protocol; the recipe that
-wants it holds it in its config; nothing else in the package knows its name. Arrays follow the letters of
+Read this file first. A technique is a frozen dataclass that subclasses one protocol; methods with a body
+here are defaults. The recipe that wants it holds it in its config; nothing else knows its name. Arrays follow the letters of
 `moejax.dims`. Expert index E (one past the last) means "nowhere": padding, dropped and unused slots are
 all empty slots with gate 0.
 """
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import jax
 from flax import struct
+
+from moejax.specs import Spec
 
 Array = jax.Array
 Tree = Any  # nested dicts of arrays (or of Specs)
@@ -62,10 +64,15 @@ class Side:
 
 @struct.dataclass
 class Memory:
-    """What a block remembers: `carry` from the layer below, `cache` from earlier positions."""
+    """What a block remembers: `carry` from the layer below, `cache` from earlier positions.
 
-    carry: Tree
-    cache: Tree
+    Both are dicts. A technique reads and replaces its own entry, `carry[name]` [B, T, ...] as its
+    `carry_specs` say, `cache["attn"]` or `cache["ffn"]` [B, S, ...] as its `cache` says; an entry of the
+    cache is missing where nothing is remembered.
+    """
+
+    carry: dict[str, Tree]
+    cache: dict[str, Tree]
 
 
 @struct.dataclass
@@ -74,6 +81,7 @@ class Context:
 
     batch: Batch
     side: Side
+    shared: dict[str, Tree]  # what `prepare` made of the parts that all layers share
     key: Array | None  # None = deterministic
 
 
@@ -88,6 +96,7 @@ class RouteIn:
     batch: Batch
     side: Side
     memory: Memory
+    shared: dict[str, Tree]
     key: Array | None
 
 
@@ -140,18 +149,59 @@ class Attention(Protocol):
 class Ffn(Protocol):
     """Maps each position. `moejax.ffn`."""
 
+    shared: str = ""  # name of the part that all layers share; "" = none
+
     def specs(self, m) -> Tree: ...
     def check_mesh(self, mesh) -> None: ...
     def apply(self, p, i: RouteIn) -> tuple[Array, Routing | None, Memory]: ...
 
+    def carry_specs(self, m) -> dict[str, Spec]:
+        """What one token takes from layer to layer; every layer of the model agrees on an entry."""
+        return {}
+
+    def cache(self, m, num_slots: int, length: int) -> Tree:
+        """What decoding keeps of earlier positions, leading dims [num_slots, length]."""
+        return {}
+
+    def shared_specs(self, m) -> Tree:
+        """Parameters that are stored once for all layers, at params["shared"][self.shared]."""
+        return {}
+
+    def shared_cache(self, m, num_slots: int, length: int) -> Tree:
+        """What decoding keeps of earlier positions once for all layers."""
+        return {}
+
+    def prepare(self, p, m, batch: Batch, cache: Tree | None) -> tuple[Tree, Tree | None]:
+        """(what every layer finds at `i.shared[self.shared]`, new cache); runs once per forward pass."""
+        return p, cache
+
 
 class Scorer(Protocol):
-    """How much each expert is wanted. `reads` names the fields of RouteIn that may matter."""
+    """How much each expert is wanted. `reads` names the fields of RouteIn that may matter.
+
+    The parts that reach beyond a layer are those of Ffn; their specs also depend on the number of experts.
+    """
 
     reads: frozenset[str]
+    shared: str = ""
 
     def specs(self, m, num_experts: int) -> Tree: ...
     def score(self, p, i: RouteIn) -> tuple[Array, Array, Memory]: ...  # logit_BTE, score_BTE, memory
+
+    def carry_specs(self, m, num_experts: int) -> dict[str, Spec]:
+        return {}
+
+    def cache(self, m, num_experts: int, num_slots: int, length: int) -> Tree:
+        return {}
+
+    def shared_specs(self, m, num_experts: int) -> Tree:
+        return {}
+
+    def shared_cache(self, m, num_slots: int, length: int) -> Tree:
+        return {}
+
+    def prepare(self, p, m, batch: Batch, cache: Tree | None) -> tuple[Tree, Tree | None]:
+        return p, cache
 
 
 class Selector(Protocol):

@@ -11,16 +11,17 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from moejax import sharding, weights
+from moejax import weights
 from moejax.config import require
 from moejax.ops.attention import mix
+from moejax.ops.cache import write
 from moejax.ops.rope import rotate
-from moejax.seams import MaskRule, Mixing
+from moejax.seams import Attention, MaskRule, Mixing
 from moejax.specs import Constant, Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Gqa:
+class Gqa(Attention):
     num_heads: int  # H
     num_kv_heads: int  # G
     head_width: int  # A
@@ -80,22 +81,11 @@ class Gqa:
         return weights.einsum("BTHA,HAD->BTD", o_BTHA, p["o"]), Mixing(q_BTHA, k_BSGA, rule), memory
 
     def _remember(self, k_BTGA, v_BTGA, batch, memory):
-        """Write the new keys and values at their positions; attend over the whole slot.
-
-        A slot holds one document, written from position 0 without gaps, so "not later than the query" also
-        means "written". Absent tokens are sent to position S, which is dropped.
-        """
-        cache = memory.cache["attn"]
-        B, S = cache["k"].shape[:2]
-        to_BT = jnp.where(batch.valid_BT, batch.pos_BT, S)
-        row_B1 = jnp.arange(B, dtype=to_BT.dtype)[:, None]
-        where = sharding.out("BSGA")
-
-        def write(old_BSGA, new_BTGA):
-            return old_BSGA.at[row_B1, to_BT].set(new_BTGA, mode="drop", out_sharding=where)
-
-        cache = {"k": write(cache["k"], k_BTGA), "v": write(cache["v"], v_BTGA)}
-        pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=to_BT.dtype), (B, S))
+        """Write the new keys and values at their positions; attend over the whole slot."""
+        old = memory.cache["attn"]
+        B, S = old["k"].shape[:2]
+        cache = {"k": write(old["k"], k_BTGA, batch, "BSGA"), "v": write(old["v"], v_BTGA, batch, "BSGA")}
+        pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=batch.pos_BT.dtype), (B, S))
         seg_BS = jnp.broadcast_to(batch.seg_BT[:, :1], (B, S))
         rule = MaskRule(batch.pos_BT, batch.seg_BT, pos_BS, seg_BS, jnp.ones((B, S), bool), self.window)
         memory = memory.replace(cache={**memory.cache, "attn": cache})

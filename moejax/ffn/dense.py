@@ -1,6 +1,7 @@
-"""Dense SwiGLU feed-forward layer.
+"""Dense feed-forward layer with a gated linear unit.
 
-GLU Variants Improve Transformer (Shazeer 2020, arXiv 2002.05202): y = (silu(x W_gate) * (x W_up)) W_down.
+GLU Variants Improve Transformer (Shazeer 2020, arXiv 2002.05202): y = (act(x W_gate) * (x W_up)) W_down, with
+act = silu for SwiGLU.
 
 Differs from the paper: nothing.
 """
@@ -9,16 +10,21 @@ import dataclasses
 
 from moejax import weights
 from moejax.config import require
-from moejax.ops.experts import swish_gate
+from moejax.ops.experts import ACTIVATIONS, gated
+from moejax.seams import Ffn
 from moejax.specs import Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class Dense(Ffn):
     hidden: int  # F
+    activation: str = "silu"  # silu | relu | gelu
 
     def __post_init__(self):
         require(self.hidden >= 1, f"ffn.hidden={self.hidden} must be at least 1")
+        known = ", ".join(ACTIVATIONS)
+        is_known = self.activation in ACTIVATIONS
+        require(is_known, f"ffn.activation={self.activation!r} is not one of {known}")
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the hidden dim."""
@@ -39,5 +45,5 @@ class Dense:
     def apply(self, p, i):
         gate_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["gate"])
         up_BTF = weights.einsum("BTD,DF->BTF", i.x_BTD, p["up"])
-        y_BTD = weights.einsum("BTF,FD->BTD", swish_gate(gate_BTF, up_BTF), p["down"])
+        y_BTD = weights.einsum("BTF,FD->BTD", gated(gate_BTF, up_BTF, self.activation), p["down"])
         return y_BTD, None, i.memory

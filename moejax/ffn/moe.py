@@ -7,27 +7,41 @@ Differs from the paper: the router is a Scorer times a Selector, both strategies
 """
 
 import dataclasses
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
+from moejax import weights
 from moejax.config import require
-from moejax.ops.experts import gated_experts
-from moejax.seams import Routing
+from moejax.ops.experts import ACTIVATIONS, gated_experts
+from moejax.seams import Ffn, Routing
 from moejax.specs import Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Moe:
+class Moe(Ffn):
     num_experts: int  # E
     hidden: int  # F, of one expert
     scorer: Any  # Scorer
     selector: Any  # Selector
     dispatch: Any  # Dispatch
+    activation: str = "silu"  # of the experts' gate: silu | relu | gelu
+    shared_expert: Any = None  # Ffn without routing that every token passes as well (DeepSeekMoE, arXiv 2401.06066)
+    shared_gate: bool = False  # weigh the shared expert by sigmoid(x w) (Qwen2-MoE, arXiv 2407.10671)
 
     def __post_init__(self):
         E, K = self.num_experts, self.selector.num_slots
         require(E >= 1, f"ffn.num_experts={E} must be at least 1")
+        known = ", ".join(ACTIVATIONS)
+        is_known = self.activation in ACTIVATIONS
+        require(is_known, f"ffn.activation={self.activation!r} is not one of {known}")
+        require(
+            self.shared_expert is not None or not self.shared_gate,
+            "ffn.shared_gate=True weighs a shared expert, but ffn.shared_expert is None; "
+            "give one, or set ffn.shared_gate=False",
+        )
         require(
             1 <= K <= E,
             f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; "
@@ -46,6 +60,12 @@ class Moe:
             f"ffn.hidden={self.hidden} is not divisible by mesh.tensor={mesh.tensor}; "
             "choose a tensor axis that divides the expert width",
         )
+        if self.shared_expert is not None:
+            self.shared_expert.check_mesh(mesh)
+
+    @property
+    def shared(self) -> str:
+        return self.scorer.shared
 
     def specs(self, m):
         E, D, F = self.num_experts, m.width, self.hidden
@@ -54,7 +74,7 @@ class Moe:
             used = self.selector.num_slots / E
             return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used)
 
-        return {
+        tree = {
             "score": self.scorer.specs(m, E),
             "select": self.selector.specs(m, E),
             "experts": {
@@ -63,6 +83,26 @@ class Moe:
                 "down": bank((F, D), ("ffn", "embed"), (2 * m.num_layers * F) ** -0.5),
             },
         }
+        if self.shared_expert is not None:
+            tree["shared"] = self.shared_expert.specs(m)
+        if self.shared_gate:
+            tree["shared_gate"] = Spec((D,), ("embed",), Normal(D**-0.5), m.param_dtype)
+        return tree
+
+    def carry_specs(self, m):
+        return self.scorer.carry_specs(m, self.num_experts)
+
+    def cache(self, m, num_slots, length):
+        return self.scorer.cache(m, self.num_experts, num_slots, length)
+
+    def shared_specs(self, m):
+        return self.scorer.shared_specs(m, self.num_experts)
+
+    def shared_cache(self, m, num_slots, length):
+        return self.scorer.shared_cache(m, num_slots, length)
+
+    def prepare(self, p, m, batch, cache):
+        return self.scorer.prepare(p, m, batch, cache)
 
     def apply(self, p, i):
         logit_BTE, score_BTE, memory = self.scorer.score(p["score"], i)
@@ -70,8 +110,19 @@ class Moe:
         expert_BTK, gate_BTK, extra = self.selector.select(
             p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
         )
-        y_BTD, kept_BTK = self.dispatch(gated_experts, p["experts"], i.x_BTD, expert_BTK, gate_BTK)
+        experts = functools.partial(gated_experts, activation=self.activation)
+        y_BTD, kept_BTK = self.dispatch(experts, p["experts"], i.x_BTD, expert_BTK, gate_BTK)
+        if self.shared_expert is not None:
+            y_BTD = y_BTD + self._for_all(p, i)
         return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory
+
+    def _for_all(self, p, i):
+        """What the shared expert gives every token."""
+        y_BTD, _, _ = self.shared_expert.apply(p["shared"], i)
+        if not self.shared_gate:
+            return y_BTD
+        gate_BT = jax.nn.sigmoid(weights.einsum("BTD,D->BT", i.x_BTD, p["shared_gate"]))
+        return gate_BT[..., None] * y_BTD
 
 
 def adjust(score_BTE, side):

@@ -17,7 +17,7 @@ def apply(p, h_BTD, memory, ctx, m, block):
     o_BTD, mixing, memory = block.attn.apply(p["attn"], pre_BTD, ctx.batch, memory)
     y_BTD = h_BTD + o_BTD
     x_BTD = rms_norm(y_BTD, p["post"], m.norm_eps)
-    route_in = RouteIn(h_BTD, pre_BTD, x_BTD, mixing, ctx.batch, ctx.side, memory, ctx.key)
+    route_in = RouteIn(h_BTD, pre_BTD, x_BTD, mixing, ctx.batch, ctx.side, memory, ctx.shared, ctx.key)
     f_BTD, routing, memory = block.ffn.apply(p["ffn"], route_in)
     h_BTD = y_BTD + f_BTD
     return h_BTD, memory, BlockOut(h_BTD, mixing, routing)

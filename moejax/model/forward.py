@@ -68,7 +68,7 @@ def forward(params, m, batch, *, cache=None, sides=None, key=None, probe=None) -
     sides = stack.no_side(m) if sides is None else sides
     probe = _see_nothing if probe is None else probe
     h_BTD = embed(params, m, batch.token_BT)
-    h_BTD, cache, probes = stack.apply(params, m, h_BTD, Context(batch, Side(), key), sides, cache, probe)
+    h_BTD, cache, probes = stack.apply(params, m, h_BTD, Context(batch, Side(), {}, key), sides, cache, probe)
     hidden_BTD = rms_norm(h_BTD, params["norm"], m.norm_eps)
     return Output(hidden_BTD, unembed(params, m, hidden_BTD), cache, probes)
 

@@ -5,31 +5,34 @@ import jax.numpy as jnp
 
 from moejax import specs as sp
 from moejax.model import block as one_block
+from moejax.model import shared
 from moejax.seams import Context, Memory, Side
 
 
 def specs(m):
-    """Parameters of every group; leaves have a leading layer dim."""
-    return {
+    """Parameters of every group, with a leading layer dim, and of the parts that all layers share."""
+    groups = {
         f"group{g}": {
             f"block{b}": sp.tree_map(lambda spec, n=group.repeat: spec.stacked(n), one_block.specs(m, block))
             for b, block in enumerate(group.blocks)
         }
         for g, group in enumerate(m.groups)
     }
+    return groups | shared.specs(m)
 
 
 def cache_specs(m, num_slots: int, length: int):
     """What every layer keeps between calls, for `num_slots` sequences of up to `length` positions."""
-    return tuple(
-        tuple(
-            sp.tree_map(
-                lambda spec, n=group.repeat: spec.stacked(n), {"attn": block.attn.cache(m, num_slots, length)}
-            )
-            for block in group.blocks
-        )
-        for group in m.groups
-    )
+
+    def one(block, repeat):
+        parts = {
+            "attn": block.attn.cache(m, num_slots, length),
+            "ffn": block.ffn.cache(m, num_slots, length),
+        }
+        return sp.tree_map(lambda spec: spec.stacked(repeat), {name: tree for name, tree in parts.items() if tree})
+
+    layers = tuple(tuple(one(block, group.repeat) for block in group.blocks) for group in m.groups)
+    return {"layers": layers, "shared": shared.cache_specs(m, num_slots, length)}
 
 
 def no_side(m):
@@ -45,31 +48,37 @@ def apply(params, m, h_BTD, ctx: Context, sides, cache, probe):
       cache: as `cache_specs` declares, or None.
       probe: (BlockOut, Batch) -> tree; its results come back stacked over layers, per group and block.
     """
+    prepared, shared_cache = shared.prepare(params, m, ctx.batch, None if cache is None else cache["shared"])
+    ctx = ctx.replace(shared=prepared)
+    state = (h_BTD, shared.carry(m, ctx.batch))
     new_cache, probes = [], []
     first = 0
     for g, group in enumerate(m.groups):
-        own_cache = None if cache is None else cache[g]
+        own_cache = None if cache is None else cache["layers"][g]
         xs = (params[f"group{g}"], sides[g], own_cache, jnp.arange(group.repeat) + first)
-        step = _remat(m, lambda carry, x, group=group: _layer(carry, x, ctx, m, group, probe))
-        h_BTD, (cache_g, probes_g) = (jax.lax.scan if m.scan else _unrolled)(step, h_BTD, xs)
+        step = _remat(m, lambda state, x, group=group: _layer(state, x, ctx, m, group, probe))
+        state, (cache_g, probes_g) = (jax.lax.scan if m.scan else _unrolled)(step, state, xs)
         new_cache.append(cache_g)
         probes.append(probes_g)
         first += group.repeat
-    return h_BTD, None if cache is None else tuple(new_cache), tuple(probes)
+    cache = None if cache is None else {"layers": tuple(new_cache), "shared": shared_cache}
+    return state[0], cache, tuple(probes)
 
 
-def _layer(h_BTD, x, ctx, m, group, probe):
+def _layer(state, x, ctx, m, group, probe):
+    h_BTD, carry = state
     p, sides, caches, visit = x
     new_cache, probes = [], []
     for b, block in enumerate(group.blocks):
         key = None if ctx.key is None else jax.random.fold_in(jax.random.fold_in(ctx.key, visit), b)
-        memory = Memory(carry={}, cache={} if caches is None else caches[b])
+        memory = Memory(carry, cache={} if caches is None else caches[b])
         block_ctx = ctx.replace(side=sides[b], key=key)
         with jax.named_scope(f"block{b}"):
             h_BTD, memory, out = one_block.apply(p[f"block{b}"], h_BTD, memory, block_ctx, m, block)
+        carry = memory.carry
         new_cache.append(memory.cache)
         probes.append(probe(out, ctx.batch))
-    return h_BTD, (None if caches is None else tuple(new_cache), tuple(probes))
+    return (h_BTD, carry), (None if caches is None else tuple(new_cache), tuple(probes))
 
 
 def _remat(m, step):
@@ -79,10 +88,10 @@ def _remat(m, step):
     return jax.checkpoint(step, policy=policy, prevent_cse=not m.scan)
 
 
-def _unrolled(step, h_BTD, xs):
+def _unrolled(step, state, xs):
     """`lax.scan` as a Python loop: the same meaning, one copy of the program per layer."""
     ys = []
     for layer in range(len(jax.tree.leaves(xs)[0])):
-        h_BTD, y = step(h_BTD, jax.tree.map(lambda x, layer=layer: x[layer], xs))
+        state, y = step(state, jax.tree.map(lambda x, layer=layer: x[layer], xs))
         ys.append(y)
-    return h_BTD, jax.tree.map(lambda *leaf: jnp.stack(leaf), *ys)
+    return state, jax.tree.map(lambda *leaf: jnp.stack(leaf), *ys)

@@ -6,15 +6,21 @@ import jax
 
 from moejax import weights
 
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "relu": jax.nn.relu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+}
 
-def gated_experts(p, rows_RD, size_E):
-    """SwiGLU experts (Shazeer 2020, arXiv 2002.05202) over rows sorted by expert; rows past the last are zero."""
+
+def gated_experts(p, rows_RD, size_E, activation: str = "silu"):
+    """Gated linear units (Shazeer 2020, arXiv 2002.05202) over rows sorted by expert; rows past the last are zero."""
     gate_RF = weights.grouped(rows_RD, p["gate"], size_E)
     up_RF = weights.grouped(rows_RD, p["up"], size_E)
-    return weights.grouped(swish_gate(gate_RF, up_RF), p["down"], size_E)
+    return weights.grouped(gated(gate_RF, up_RF, activation), p["down"], size_E)
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def swish_gate(gate, up):
-    """silu(gate) * up; its backward pass keeps the two inputs alone, the widest arrays of a layer."""
-    return jax.nn.silu(gate) * up
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def gated(gate, up, activation: str):
+    """activation(gate) * up; its backward pass keeps the two inputs alone, the widest arrays of a layer."""
+    return ACTIVATIONS[activation](gate) * up

@@ -89,7 +89,7 @@ def route_in(x_BTD, batch: Batch, side: Side | None = None) -> RouteIn:
     rule = MaskRule(batch.pos_BT, batch.seg_BT, batch.pos_BT, batch.seg_BT, batch.valid_BT)
     mixing = Mixing(noise(B, T, 2, 4), noise(B, T, 1, 4), rule)
     memory = Memory(carry={}, cache={})
-    return RouteIn(noise(B, T, D), noise(B, T, D), x_BTD, mixing, batch, side or Side(), memory, None)
+    return RouteIn(noise(B, T, D), noise(B, T, D), x_BTD, mixing, batch, side or Side(), memory, {}, None)
 
 
 @contextlib.contextmanager
