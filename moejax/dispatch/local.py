@@ -1,9 +1,9 @@
-"""Sort and group: every device computes the experts it holds, without dropping a row.
+"""Tokens come to the experts' devices and results go home: all-gather and reduce-scatter.
 
 MegaBlocks: Efficient Sparse Training with Mixture-of-Experts (Gale et al. 2022, arXiv 2211.15841): rows
-sorted by expert, one grouped matmul, rows brought back and weighted. On one device nothing moves. Under a
-mesh whose expert axis splits the experts, the tokens of that axis are gathered, each device computes its own
-experts, and the partial sums are reduce-scattered home.
+sorted by expert, one grouped matmul, rows brought back and weighted. On one device nothing moves. Where the
+expert axis of a mesh splits the experts, the tokens of that axis are gathered, each device computes its own
+experts, and the partial sums are reduce-scattered home. No row is dropped.
 
 Differs from the paper: dense grouped matmul instead of block-sparse products.
 """
@@ -13,52 +13,40 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
+from jax import lax
 
-from moejax import sharding
+from moejax.config import require
+from moejax.dispatch.shards import AXIS, num_experts, on_every_device
 from moejax.dispatch.sort import run_sorted
-from pallas_kernels.varying import vary
+from moejax.seams import Dispatch
 
 
 @dataclasses.dataclass(frozen=True)
-class Local:
+class Local(Dispatch):
+    chunks: int = 1  # shares of the tokens that are gathered and computed one after the other
+
+    def __post_init__(self):
+        require(self.chunks >= 1, f"dispatch.chunks={self.chunks} must be at least 1")
+
     def __call__(self, expert_fn, p, x_BTD, expert_BTK, gate_BTK):
-        E = jax.tree.leaves(p)[0].shape[0]
-        rows = sharding.out("B")
-        if rows is None:
-            y_BTD = run_flat(expert_fn, p, x_BTD, expert_BTK, gate_BTK, E)
-        else:
-            p = jax.tree.map(sharding.gather, p)
-            where = jax.tree.map(lambda w: jax.typeof(w).sharding.spec, p)
-            run = jax.shard_map(
-                functools.partial(run_shard, expert_fn),
-                in_specs=(where, P(*rows), P(*rows), P(*rows)),
-                out_specs=P(*rows),
-                check_vma=True,
-            )
-            y_BTD = run(p, x_BTD, expert_BTK, gate_BTK)
-        return y_BTD, expert_BTK < E
+        run = functools.partial(_run, expert_fn, num_experts(p))
+        return on_every_device(run, (p, x_BTD, expert_BTK, gate_BTK), self.chunks)
 
 
-def run_flat(expert_fn, p, x_BTD, expert_BTK, gate_BTK, num_experts):
-    """`run_sorted` over the flattened rows of a batch."""
-    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
-    expert_NK = expert_BTK.reshape(len(x_ND), -1)
-    y_ND = run_sorted(expert_fn, p, x_ND, expert_NK, gate_BTK.reshape(expert_NK.shape), num_experts)
-    return y_ND.reshape(x_BTD.shape)
+def _run(expert_fn, E, p, x_ND, expert_NK, gate_NK):
+    if num_experts(p) == E:
+        y_ND = run_sorted(expert_fn, p, x_ND, expert_NK, gate_NK, E)
+    else:
+        y_ND = _gathered(expert_fn, p, x_ND, expert_NK, gate_NK)
+    return y_ND, expert_NK < E
 
 
-def run_shard(expert_fn, p_e, x_bTD, expert_bTK, gate_bTK):
-    """One device's part: gather over the expert axis, compute the experts held here, reduce-scatter."""
-    gather = functools.partial(jax.lax.all_gather, axis_name="expert", axis=0, tiled=True)
-    x_BTD, expert_BTK, gate_BTK = jax.tree.map(gather, (x_bTD, expert_bTK, gate_bTK))
-    num_local = jax.tree.leaves(p_e)[0].shape[0]
-    own_BTK = expert_BTK - jax.lax.axis_index("expert") * num_local
-    own_BTK = jnp.where((own_BTK >= 0) & (own_BTK < num_local), own_BTK, num_local)
-    # Casting here and not in the experts sums gradients over the axes once per token and parameter, and in
-    # the parameters' own dtype.
-    operands = (p_e, x_BTD, own_BTK, gate_BTK)
-    operands = jax.tree.map(functools.partial(vary, axes=frozenset(sharding.AXES)), operands)
-    y_BTD = run_flat(expert_fn, *operands, num_local)
-    y_BTD = jax.lax.psum(y_BTD, "tensor")
-    return jax.lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True)
+def _gathered(expert_fn, p_e, x_nD, expert_nK, gate_nK):
+    """Gather over the expert axis, compute the experts held here, reduce-scatter."""
+    gather = functools.partial(lax.all_gather, axis_name=AXIS, axis=0, tiled=True)
+    x_ND, expert_NK, gate_NK = jax.tree.map(gather, (x_nD, expert_nK, gate_nK))
+    num_local = num_experts(p_e)
+    own_NK = expert_NK - lax.axis_index(AXIS) * num_local
+    own_NK = jnp.where((own_NK >= 0) & (own_NK < num_local), own_NK, num_local)
+    y_ND = run_sorted(expert_fn, p_e, x_ND, own_NK, gate_NK, num_local)
+    return lax.psum_scatter(y_ND, AXIS, scatter_dimension=0, tiled=True)

@@ -7,6 +7,8 @@ suites, so an axis as long as it is the expert axis.
 import pytest
 
 from moejax.attention.gqa import Gqa
+from moejax.dispatch.all_to_all import RaggedAllToAll
+from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.ffn.dense import Dense
 from moejax.ffn.moe import Moe
@@ -65,6 +67,12 @@ SELECTORS = {
 }
 DISPATCHERS = {
     "local": Local(),
+    "local_in_chunks": Local(chunks=2),
+    "ragged_all_to_all": RaggedAllToAll(),
+    "ragged_all_to_all_in_chunks": RaggedAllToAll(chunks=3),
+    "fixed_cell": FixedCell(),
+    "fixed_cell_in_chunks": FixedCell(chunks=2),
+    "two_level": FixedCell(node_size=2),
 }
 ATTENTIONS = {
     "multi_head": Gqa(num_heads=2, num_kv_heads=2, head_width=4),

@@ -22,6 +22,9 @@ LAYER_OF = {
     # shared by the techniques of one folder
     "moejax.losses.base": "technique_base",
     "moejax.losses.counts": "technique_base",
+    "moejax.dispatch.exchange": "technique_base",
+    "moejax.dispatch.ragged": "technique_base",
+    "moejax.dispatch.shards": "technique_base",
     "moejax.dispatch.sort": "technique_base",
     "moejax.routers.score.base": "technique_base",
     "moejax.routers.select.groups": "technique_base",
@@ -63,7 +66,7 @@ MAY_IMPORT = {
     "weights": {"settings", "core", "kernels"},
     "ops": {"settings", "core", "weights", "kernels"},
     "model": _LOW - {"kernels"},
-    "technique_base": _LOW - {"kernels"},
+    "technique_base": _LOW - {"kernels"} | {"manual_axes"},
     "technique": _LOW - {"kernels"} | {"model", "technique_base", "manual_axes"},
     "data": {"settings"},
     "report": {"settings"},
