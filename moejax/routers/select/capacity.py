@@ -5,11 +5,11 @@ tokens queue before the second choices, each in the order of the batch. An exper
 k int(factor ceil(N / E)) slots. OpenMoE (Xue et al. 2024, arXiv 2402.01739) has max(4, round(factor N / E)).
 Batch-prioritised routing (Riquelme et al. 2021, arXiv 2106.05974) queues by the largest score instead.
 
-A dropped choice keeps its name in the slots, with gate 0, and is not sent: `extra["kept_BTK"]` is False. Gates
-are not renormalised after a drop.
+A dropped choice keeps its expert's name, so that losses still count it; its gate is 0, and it is not sent:
+`extra["kept_BTK"]` is False. Gates are not renormalised after a drop.
 
-Differs from the papers: any selector makes the choice; absent tokens take no slot; the buffers of the dispatch
-do not depend on the capacity, so it is not rounded up to their alignment.
+Differs from the papers: any selector makes the choice; absent tokens take no slot; buffers of the dispatch do
+not depend on the capacity, so it is not rounded up to their alignment.
 """
 
 import dataclasses
@@ -84,6 +84,11 @@ class Capacity(Selector):
         """Which choices of a group find a slot."""
         tokens = expert_NK.shape[0] * (jax.lax.axis_size(axes) if axes else 1)
         slots = RULES[self.rule](tokens, E, expert_NK.shape[1], self.factor)
+        require(
+            slots > 0,
+            f"selector.factor={self.factor} leaves {E} experts no slot in a group of {tokens} tokens; "
+            "choose a larger factor",
+        )
         if self.order == "score":
             first_N = jnp.argsort(-gathered(urgency_N, axes), stable=True)
             place_NK = places(gathered(expert_NK, axes)[first_N], E)

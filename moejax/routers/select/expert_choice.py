@@ -1,12 +1,12 @@
 """Expert choice: experts take tokens, so their load is equal whatever the router says.
 
-Mixture-of-Experts with Expert Choice Routing (Zhou et al. 2022, arXiv 2202.09368): in a group of N tokens each
-expert takes the ceil(factor N / E) tokens that want it most; gates are the scores. A token may be taken by
-all experts or by none. With over="tokens" the gates of an expert are the softmax of its tokens' scores, the
-form that FSMoE (arXiv 2501.10714) prints, where scores are logits.
+Mixture-of-Experts with Expert Choice Routing (Zhou et al. 2022, arXiv 2202.09368): in a group of N tokens
+each expert takes the ceil(factor N / E) tokens that want it most; gates are the scores. A token may be taken
+by all experts or by none. With over="tokens" the gates of an expert are the softmax of its tokens' scores;
+with scores that are logits, Linear("identity"), that is the form printed in FSMoE (arXiv 2501.10714).
 
-Differs from the papers: a token keeps at most k of the experts that took it, the ones it wants most (E for the
-papers' meaning); an expert takes no absent token, and none that may not choose it.
+Differs from the papers: a token keeps at most k of the experts that took it, the ones it wants most (E for
+the papers' meaning); an expert takes no absent token, and none that may not choose it.
 """
 
 import dataclasses

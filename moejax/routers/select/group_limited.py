@@ -1,8 +1,8 @@
 """Group-limited top-k: a token's experts come from few groups of experts.
 
-DeepSeek-V2 (arXiv 2405.04434), section 2.2.2, and DeepSeek-V3 (arXiv 2412.19437), section 2.1.2: experts lie in equal
-groups, one per device; the best groups of a token are kept, by their best expert (V2) or by their best two
-together (V3), and the top-k is taken among theirs. A preference counts in the choice, never in the gates.
+DeepSeek-V2 (arXiv 2405.04434), section 2.2.2, and DeepSeek-V3 (arXiv 2412.19437), section 2.1.2: experts lie
+in equal groups, one per device; the best groups of a token are kept, by their best expert (V2) or by their
+best two together (V3), and the top-k is taken among theirs. A preference counts in the choice alone.
 
 Differs from the papers: nothing.
 """
@@ -34,8 +34,8 @@ class GroupLimited(Selector):
         require(self.best >= 1, f"selector.best={self.best} must be at least 1")
         require(
             1 <= self.keep_groups <= self.num_groups,
-            f"selector.keep_groups={self.keep_groups} of selector.num_groups={self.num_groups} is impossible; "
-            f"choose 1 <= keep_groups <= {self.num_groups}",
+            f"selector.keep_groups={self.keep_groups} of selector.num_groups={self.num_groups} is "
+            f"impossible; choose 1 <= keep_groups <= {self.num_groups}",
         )
 
     @property
@@ -46,7 +46,7 @@ class GroupLimited(Selector):
         """Refuse experts that do not split into these groups, or too few of them for k."""
         require(
             num_experts % self.num_groups == 0,
-            f"ffn.num_experts={num_experts} does not split into selector.num_groups={self.num_groups} groups; "
+            f"ffn.num_experts={num_experts} is not divisible by selector.num_groups={self.num_groups}; "
             "choose a number of groups that divides the experts",
         )
         size = num_experts // self.num_groups

@@ -5,7 +5,7 @@ import numpy as np
 
 
 def select(selector, score_TE, choice_TE=None, valid_T=None, p=None):
-    """(experts, gates, extra) of one row of tokens, as lists of rows and numpy; choice = score unless given."""
+    """(experts, gates, extra) of one row of tokens; the choice is by the score unless given."""
     score_BTE = jnp.array(score_TE, jnp.float32)[None]
     choice_BTE = score_BTE if choice_TE is None else jnp.array(choice_TE, jnp.float32)[None]
     valid_BT = jnp.ones((1, len(score_TE)), bool) if valid_T is None else jnp.array(valid_T)[None]

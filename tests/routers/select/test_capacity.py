@@ -53,9 +53,8 @@ def test_tutel_drops_two_second_choices(factor):
 
 
 def test_openmoe_drops_half_at_two_slots_and_a_sixth_at_four():
-    """Two slots have no factor in either rule (OpenMoE never has fewer than 4), so they come from the places."""
-    expert_NK = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [1, 0], [2, 1]])
-    kept = np.asarray(places(expert_NK, 3)) < 2
+    """OpenMoE's rule never gives fewer than 4 slots; two are 2 int(0.5 * 2) of Tutel's."""
+    kept = np.array(select(Capacity(TopK(2), 0.5), OPENMOE)[2]["kept_BTK"])
     assert kept.astype(int).tolist() == [[1, 1], [1, 0], [0, 1], [0, 0], [1, 0], [1, 0]]
     for selector in (Capacity(TopK(2), 2.0, rule="openmoe"), Capacity(TopK(2), 1.0)):
         kept = select(selector, OPENMOE)[2]["kept_BTK"]
@@ -70,7 +69,7 @@ def test_slots_of_the_two_rules():
 
 
 def test_the_most_certain_token_comes_first():
-    """Two slots for three tokens of expert 0, scores 0.6, 0.55, 0.9: by position the best of them is dropped."""
+    """Two slots for three tokens of expert 0, scores 0.6, 0.55, 0.9: by position the best is dropped."""
     score = [[first, 1 - first] for first in (0.6, 0.55, 0.9, 0.3)]
     dropped = lambda order: [
         not kept for (kept,) in select(Capacity(TopK(1), order=order), score)[2]["kept_BTK"]
@@ -133,7 +132,7 @@ def test_equals_a_queue(order, seed, hot):
 
 @pytest.mark.parametrize("order", ["position", "score"])
 def test_groups_on_eight_devices(order):
-    """Global is what one device gives for the whole batch; shard is that of each device's rows; row of each row."""
+    """Global is what one device gives for the whole batch, shard for a device's rows, row for each row."""
     score_BTE, valid_BT = inputs(0, hot=0.5)
     kept = {}
     with tiny.on_mesh(**MESH) as mesh:
@@ -164,6 +163,10 @@ def test_a_shard_is_the_rows_of_one_device(order):
 
 
 def test_what_cannot_work_is_refused():
+    with pytest.raises(
+        UsageError, match=r"selector.factor=0.3 leaves 3 experts no slot in a group of 6 tokens"
+    ):
+        select(Capacity(TopK(2), factor=0.3), TUTEL)
     with pytest.raises(
         UsageError, match=r"selector.factor=0 must be positive; to drop nothing, use the inner TopK"
     ):

@@ -46,7 +46,7 @@ def test_all_groups_kept_is_top_k():
 def test_what_cannot_work_is_refused():
     with pytest.raises(UsageError, match=r"selector.keep_groups=4 of selector.num_groups=3 is impossible"):
         GroupLimited(2, num_groups=3, keep_groups=4)
-    with pytest.raises(UsageError, match=r"num_experts=8 does not split into selector.num_groups=3 groups"):
+    with pytest.raises(UsageError, match=r"num_experts=8 is not divisible by selector.num_groups=3"):
         GroupLimited(2, num_groups=3, keep_groups=1).check(8, None)
     with pytest.raises(UsageError, match=r"selector.k=5 experts out of selector.keep_groups=2 groups of 2"):
         GroupLimited(5, num_groups=3, keep_groups=2).check(6, None)

@@ -53,7 +53,7 @@ def test_an_absent_token_goes_nowhere():
 
 
 def test_a_constant_sum_gives_the_same_gates_and_lets_the_others_compete():
-    """Softmax scores: with k as scale, the slopes of the plain gates add to 0 over the chosen experts alone."""
+    """With softmax scores and scale k, the slopes of the plain gates add to 0 over the chosen experts."""
 
     def total(logit_E, selector):
         score_BTE = jax.nn.softmax(logit_E)[None, None]
