@@ -188,6 +188,9 @@ class Scorer(Protocol):
     def specs(self, m, num_experts: int) -> Tree: ...
     def score(self, p, i: RouteIn) -> tuple[Array, Array, Memory]: ...  # logit_BTE, score_BTE, memory
 
+    def check_mesh(self, mesh) -> None:
+        """UsageError unless the MeshConfig can split it."""
+
     def carry_specs(self, m, num_experts: int) -> dict[str, Spec]:
         return {}
 
@@ -220,7 +223,12 @@ ExpertFn = Callable[[Tree, Array, Array], Array]  # (p, rows_RD sorted by expert
 class Dispatch(Protocol):
     """Moves rows to experts and back; it calls the experts, so overlap and transport stay inside."""
 
+    sliced: bool = False  # the fsdp axis cuts stored experts along their own width, not along the model's
+
     def __call__(self, expert_fn: ExpertFn, p, x_BTD, expert_BTK, gate_BTK) -> tuple[Array, Array]: ...
+
+    def check_mesh(self, mesh) -> None:
+        """UsageError unless it can move rows over the MeshConfig."""
 
 
 class Loss(Protocol):

@@ -55,11 +55,16 @@ class Moe(Ffn):
             f"ffn.num_experts={self.num_experts} is not divisible by mesh.expert={mesh.expert}; "
             "choose a mesh whose expert axis divides the experts",
         )
+        axes, parts = "mesh.tensor", mesh.tensor
+        if self.dispatch.sliced:
+            axes, parts = "mesh.tensor*mesh.fsdp", mesh.tensor * mesh.fsdp
         require(
-            self.hidden % mesh.tensor == 0,
-            f"ffn.hidden={self.hidden} is not divisible by mesh.tensor={mesh.tensor}; "
-            "choose a tensor axis that divides the expert width",
+            self.hidden % parts == 0,
+            f"ffn.hidden={self.hidden} is not divisible by {axes}={parts}; "
+            "choose a mesh that divides the expert width",
         )
+        self.scorer.check_mesh(mesh)
+        self.dispatch.check_mesh(mesh)
         if self.shared_expert is not None:
             self.shared_expert.check_mesh(mesh)
 
@@ -69,6 +74,7 @@ class Moe(Ffn):
 
     def specs(self, m):
         E, D, F = self.num_experts, m.width, self.hidden
+        embed, ffn = ("expert_embed", "expert_ffn") if self.dispatch.sliced else ("embed", "ffn")
 
         def bank(shape, dims, std):
             used = self.selector.num_slots / E
@@ -78,9 +84,9 @@ class Moe(Ffn):
             "score": self.scorer.specs(m, E),
             "select": self.selector.specs(m, E),
             "experts": {
-                "gate": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "up": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "down": bank((F, D), ("ffn", "embed"), (2 * m.num_layers * F) ** -0.5),
+                "gate": bank((D, F), (embed, ffn), D**-0.5),
+                "up": bank((D, F), (embed, ffn), D**-0.5),
+                "down": bank((F, D), (ffn, embed), (2 * m.num_layers * F) ** -0.5),
             },
         }
         if self.shared_expert is not None:
