@@ -185,6 +185,9 @@ class Scorer(Protocol):
     reads: frozenset[str]
     shared: str = ""
 
+    def check_mesh(self, mesh) -> None:
+        """Raise UsageError unless the MeshConfig suits it."""
+
     def specs(self, m, num_experts: int) -> Tree: ...
     def score(self, p, i: RouteIn) -> tuple[Array, Array, Memory]: ...  # logit_BTE, score_BTE, memory
 
@@ -208,10 +211,17 @@ class Scorer(Protocol):
 
 
 class Selector(Protocol):
-    """Who gets in, with what gate. `causal`: a token's slots never depend on later tokens."""
+    """Who gets in, with what gate. `causal`: a token's slots never depend on later tokens.
+
+    A choice that finds no room keeps its expert's name, so that losses count it, and has gate 0; then
+    extra["kept_BTK"] says which choices are to be computed.
+    """
 
     causal: bool
     num_slots: int  # K
+
+    def check(self, num_experts: int, scorer: Scorer) -> None:
+        """Raise UsageError unless it can work on so many experts with the scores of `scorer`."""
 
     def specs(self, m, num_experts: int) -> Tree: ...
     def select(self, p, score_BTE, choice_BTE, valid_BT, key) -> tuple[Array, Array, dict[str, Array]]: ...
@@ -222,6 +232,9 @@ ExpertFn = Callable[[Tree, Array, Array], Array]  # (p, rows_RD sorted by expert
 
 class Dispatch(Protocol):
     """Moves rows to experts and back; it calls the experts, so overlap and transport stay inside."""
+
+    def check_mesh(self, mesh) -> None:
+        """Raise UsageError unless the MeshConfig suits it."""
 
     sliced: bool = False  # the fsdp axis cuts stored experts along their own width, not along the model's
 

@@ -15,7 +15,8 @@ from moejax.errors import UsageError
 
 AXES = ("data", "fsdp", "expert", "tensor")
 
-# Dim name -> mesh axes. "embed" is the width of a stored parameter; it is gathered before use.
+# Dim name -> mesh axes. "embed" is the width of a stored parameter; it is gathered before use. Experts of a
+# sliced dispatch have "expert_embed" and "expert_ffn" in the place of "embed" and "ffn".
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "embed": ("fsdp",),
@@ -23,6 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "ffn": ("tensor",),
+    "expert_ffn": ("tensor", "fsdp"),
     "vocab": ("tensor",),
 }
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moejax import weights
 from moejax.config import require
-from moejax.ops.experts import ACTIVATIONS, gated_experts
+from moejax.ops.experts import ACTIVATIONS, gated_experts, plain_experts
 from moejax.seams import Ffn, Routing
 from moejax.specs import Normal, Spec
 
@@ -27,8 +27,9 @@ class Moe(Ffn):
     scorer: Any  # Scorer
     selector: Any  # Selector
     dispatch: Any  # Dispatch
-    activation: str = "silu"  # of the experts' gate: silu | relu | gelu
-    shared_expert: Any = None  # Ffn without routing that every token passes as well (DeepSeekMoE, arXiv 2401.06066)
+    activation: str = "silu"  # of the experts: silu | relu | gelu
+    gated: bool = True  # experts are (act(x W_gate) * (x W_up)) W_down; otherwise act(x W_up) W_down
+    shared_expert: Any = None  # Ffn that every token passes as well (DeepSeekMoE, arXiv 2401.06066)
     shared_gate: bool = False  # weigh the shared expert by sigmoid(x w) (Qwen2-MoE, arXiv 2407.10671)
 
     def __post_init__(self):
@@ -47,6 +48,7 @@ class Moe(Ffn):
             f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; "
             f"choose 1 <= k <= {E}",
         )
+        self.selector.check(E, self.scorer)
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the experts."""
@@ -84,11 +86,12 @@ class Moe(Ffn):
             "score": self.scorer.specs(m, E),
             "select": self.selector.specs(m, E),
             "experts": {
-                "gate": bank((D, F), (embed, ffn), D**-0.5),
                 "up": bank((D, F), (embed, ffn), D**-0.5),
                 "down": bank((F, D), (ffn, embed), (2 * m.num_layers * F) ** -0.5),
             },
         }
+        if self.gated:
+            tree["experts"]["gate"] = bank((D, F), (embed, ffn), D**-0.5)
         if self.shared_expert is not None:
             tree["shared"] = self.shared_expert.specs(m)
         if self.shared_gate:
@@ -116,8 +119,9 @@ class Moe(Ffn):
         expert_BTK, gate_BTK, extra = self.selector.select(
             p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
         )
-        experts = functools.partial(gated_experts, activation=self.activation)
-        y_BTD, kept_BTK = self.dispatch(experts, p["experts"], i.x_BTD, expert_BTK, gate_BTK)
+        sent_BTK = jnp.where(extra.get("kept_BTK", True), expert_BTK, self.num_experts)
+        experts = functools.partial(gated_experts if self.gated else plain_experts, activation=self.activation)
+        y_BTD, kept_BTK = self.dispatch(experts, p["experts"], i.x_BTD, sent_BTK, gate_BTK)
         if self.shared_expert is not None:
             y_BTD = y_BTD + self._for_all(p, i)
         return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory
