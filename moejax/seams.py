@@ -147,8 +147,9 @@ class Attention(Protocol):
 
 
 class Ffn(Protocol):
-    """Maps each position. `moejax.ffn`."""
+    """Maps each position. `moejax.ffn`. `causal`: a token's output never depends on later tokens."""
 
+    causal: bool = True
     shared: str = ""  # name of the part that all layers share; "" = none
 
     def specs(self, m) -> Tree: ...
@@ -183,6 +184,7 @@ class Scorer(Protocol):
     """
 
     reads: frozenset[str]
+    signed: bool = False  # experts with scores of 0 and below are not wanted
     shared: str = ""
 
     def check_mesh(self, mesh) -> None:
@@ -223,7 +225,9 @@ class Selector(Protocol):
     def check(self, num_experts: int, scorer: Scorer) -> None:
         """Raise UsageError unless it can work on so many experts with the scores of `scorer`."""
 
-    def specs(self, m, num_experts: int) -> Tree: ...
+    def specs(self, m, num_experts: int) -> Tree:
+        return {}
+
     def select(self, p, score_BTE, choice_BTE, valid_BT, key) -> tuple[Array, Array, dict[str, Array]]: ...
 
 

@@ -71,6 +71,10 @@ class Moe(Ffn):
             self.shared_expert.check_mesh(mesh)
 
     @property
+    def causal(self) -> bool:
+        return self.selector.causal
+
+    @property
     def shared(self) -> str:
         return self.scorer.shared
 

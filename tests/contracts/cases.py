@@ -40,6 +40,8 @@ SCORERS = {
     "linear_softmax": Linear(),
     "linear_sigmoid": Linear("sigmoid"),
     "linear_sqrt_softplus_bias": Linear("sqrt_softplus", bias=True),
+    "linear_relu": Linear("relu"),
+    "linear_identity": Linear("identity"),
     "linear_noise": Linear(noise=1.0),
     "noisy": Noisy(),
     "cosine": Cosine(width=3),
@@ -64,6 +66,13 @@ SELECTORS = {
     "expert_choice": ExpertChoice(NUM_EXPERTS),
     "expert_choice_2": ExpertChoice(2, group="global"),
     "expert_choice_tokens": ExpertChoice(NUM_EXPERTS, over="tokens"),
+}
+# Pairs that cannot work together, and words of the reason that is given.
+REFUSED = {
+    (scorer, selector): "would take every expert"
+    for scorer in SCORERS
+    for selector in ("relu_norm", "relu_norm_2")
+    if scorer not in ("linear_relu", "linear_identity")
 }
 DISPATCHERS = {
     "local": Local(),

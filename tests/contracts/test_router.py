@@ -1,4 +1,7 @@
-"""What every router (a scorer times a selector) must do, on sixteen random inputs each."""
+"""What every router (a scorer times a selector) must do, on sixteen random inputs each.
+
+A pair is tested with the programs of its two parts, each compiled once for all pairs.
+"""
 
 import functools
 import itertools
@@ -10,46 +13,98 @@ import numpy as np
 import pytest
 
 from moejax import specs as sp
-from moejax.ffn.moe import adjust
-from moejax.seams import MaskRule, Side
+from moejax.dispatch.local import Local
+from moejax.errors import UsageError
+from moejax.ffn.moe import Moe, adjust
+from moejax.seams import MaskRule, Memory, Side
 from tests.contracts import tiny
 from tests.contracts.cases import NUM_EXPERTS as E
-from tests.contracts.cases import SCORERS, SELECTORS
+from tests.contracts.cases import REFUSED, SCORERS, SELECTORS, each
 
 B, T, D = 2, 6, 8
 DRAWS = 16
-ROUTERS = pytest.mark.parametrize(("scorer", "selector"), tuple(itertools.product(SCORERS, SELECTORS)))
+M = tiny.model(width=D)
+ROUTERS = pytest.mark.parametrize(
+    ("scorer", "selector"),
+    tuple(pair for pair in itertools.product(SCORERS, SELECTORS) if pair not in REFUSED),
+)
 
 
-def specs(scorer, selector):
-    m = tiny.model(width=D)
-    return {"score": SCORERS[scorer].specs(m, E), "select": SELECTORS[selector].specs(m, E)}
+def score(scorer, p, i):
+    """(scores, what the choice is made by) of one layer."""
+    _, score_BTE, _ = SCORERS[scorer].score(p, i)
+    return adjust(score_BTE, i.side)
 
 
-def run(scorer, selector, p, i):
-    """(expert_BTK, gate_BTK) of one layer."""
-    _, score_BTE, _ = SCORERS[scorer].score(p["score"], i)
-    score_BTE, choice_BTE = adjust(score_BTE, i.side)
-    return SELECTORS[selector].select(p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key)[:2]
+def select(selector, p, score_BTE, choice_BTE, valid_BT):
+    return SELECTORS[selector].select(p, score_BTE, choice_BTE, valid_BT, None)[:2]
 
 
 @functools.lru_cache
-def router(scorer, selector):
-    """One compiled program for all draws."""
-    return jax.jit(functools.partial(run, scorer, selector))
+def scored(scorer):
+    return jax.jit(functools.partial(score, scorer), compiler_options=tiny.QUICK_COMPILE)
 
 
-def draw(scorer, selector, seed):
+@functools.lru_cache
+def selected(selector):
+    return jax.jit(functools.partial(select, selector), compiler_options=tiny.QUICK_COMPILE)
+
+
+def route(scorer, selector, p, i):
+    """(expert_BTK, gate_BTK) by the compiled parts."""
+    return selected(selector)(p["select"], *scored(scorer)(p["score"], i), i.batch.valid_BT)
+
+
+@functools.lru_cache
+def _init(part, name):
+    rows = {"score": SCORERS, "select": SELECTORS, "shared": SCORERS}[part]
+    make = rows[name].shared_specs if part == "shared" else rows[name].specs
+    return jax.jit(lambda key: sp.init(key, make(M, E)), compiler_options=tiny.QUICK_COMPILE)
+
+
+def _drawn_params(part, name, seed):
+    return jax.tree.map(np.asarray, _init(part, name)(jax.random.key(seed)))
+
+
+@functools.lru_cache(maxsize=64)
+def scorer_draw(scorer, seed):
     """Parameters and an input; seeds go through flat to saturated scores, few to all experts allowed."""
     rng = np.random.default_rng(seed)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    p = jax.tree.map(np.asarray, sp.init(jax.random.key(seed), specs(scorer, selector)))
     batch = tiny.batch(seed, B, T, padded=0)
     batch = batch.replace(valid_BT=rng.random((B, T)) < (1.0, 0.0, 0.9, 0.5)[seed % 4])
     bias_BE = np.abs(normal(1, E)) * np.float32((0.0, 0.1)[seed % 2])
     allow_BE = rng.random((B, E)) < (0.2, 0.7, 1.0)[seed // 3 % 3]
     side = Side(bias_BE=bias_BE, prefer_BE=0.1 * normal(B, E), allow_BE=allow_BE)
-    return p, tiny.route_in(normal(B, T, D) * np.float32((0.1, 1.0, 60.0)[seed % 3]), batch, side)
+    i = tiny.route_in(normal(B, T, D) * np.float32((0.1, 1.0, 60.0)[seed % 3]), batch, side)
+    return _drawn_params("score", scorer, seed), i.replace(
+        memory=Memory(_carried(scorer, normal), {}), shared=_prepared(scorer, seed, batch)
+    )
+
+
+def _carried(scorer, normal):
+    """As if it came from the layer below."""
+    declared = SCORERS[scorer].carry_specs(M, E)
+    return {name: normal(B, T, *spec.shape) for name, spec in declared.items()}
+
+
+@functools.lru_cache
+def _prepare(scorer):
+    row = SCORERS[scorer]
+    return jax.jit(lambda p, batch: row.prepare(p, M, batch, None)[0], compiler_options=tiny.QUICK_COMPILE)
+
+
+def _prepared(scorer, seed, batch):
+    row = SCORERS[scorer]
+    if not row.shared:
+        return {}
+    p = _drawn_params("shared", scorer, seed)
+    return {row.shared: jax.tree.map(np.asarray, _prepare(scorer)(p, batch))}
+
+
+def draw(scorer, selector, seed):
+    p, i = scorer_draw(scorer, seed)
+    return {"score": p, "select": _drawn_params("select", selector, seed)}, i
 
 
 def draws(scorer, selector):
@@ -59,7 +114,7 @@ def draws(scorer, selector):
 @ROUTERS
 def test_experts_and_gates_are_in_order(scorer, selector):
     for p, i in draws(scorer, selector):
-        expert_BTK, gate_BTK = jax.tree.map(np.asarray, router(scorer, selector)(p, i))
+        expert_BTK, gate_BTK = jax.tree.map(np.asarray, route(scorer, selector, p, i))
         chex.assert_shape((expert_BTK, gate_BTK), (B, T, SELECTORS[selector].num_slots))
         assert expert_BTK.min() >= 0 and expert_BTK.max() <= E
         assert np.issubdtype(expert_BTK.dtype, np.integer) and gate_BTK.dtype == np.float32
@@ -74,37 +129,71 @@ def test_experts_and_gates_are_in_order(scorer, selector):
         )
 
 
-@ROUTERS
-def test_eager_is_jit(scorer, selector):
-    p, i = draw(scorer, selector, 3)
-    compiled = router(scorer, selector)(p, i)
-    eager = run(scorer, selector, *jax.tree.map(jnp.asarray, (p, i)))
+@each("pair", REFUSED)
+def test_refused_pairs_say_why(pair):
+    scorer, selector = pair
+    with pytest.raises(UsageError, match=REFUSED[pair]):
+        Moe(E, 8, SCORERS[scorer], SELECTORS[selector], Local())
+
+
+@each("scorer", SCORERS)
+def test_scoring_eager_is_jit(scorer):
+    p, i = scorer_draw(scorer, 3)
+    eager = score(scorer, *jax.tree.map(jnp.asarray, (p, i)))
+    tiny.close(eager[0], scored(scorer)(p, i)[0], 1e-6)
+
+
+@each("selector", SELECTORS)
+def test_selecting_eager_is_jit(selector):
+    p, i = draw("linear_softmax", selector, 3)
+    score_BTE, choice_BTE = scored("linear_softmax")(p["score"], i)
+    compiled = selected(selector)(p["select"], score_BTE, choice_BTE, i.batch.valid_BT)
+    eager = select(
+        selector, *jax.tree.map(jnp.asarray, (p["select"], score_BTE, choice_BTE, i.batch.valid_BT))
+    )
     np.testing.assert_array_equal(eager[0], compiled[0])
     np.testing.assert_allclose(eager[1], compiled[1], rtol=1e-6)
 
 
 @functools.lru_cache
-def slopes(scorer, selector):
-    def weighted(p, x_BTD, i, ct_BTK):
-        return jnp.vdot(run(scorer, selector, p, i.replace(x_BTD=x_BTD))[1], ct_BTK)
+def scorer_slopes(scorer):
+    def weighted(p, x_BTD, i, ct):
+        return sum(map(jnp.vdot, _finite(score(scorer, p, i.replace(x_BTD=x_BTD))), ct))
 
-    return jax.jit(jax.grad(weighted, argnums=(0, 1)))
+    return jax.jit(jax.grad(weighted, argnums=(0, 1)), compiler_options=tiny.QUICK_COMPILE)
+
+
+def _finite(scores):
+    """A disallowed expert's choice is -inf, which nothing may be multiplied by."""
+    return tuple(jnp.where(jnp.isfinite(x), x, 0.0) for x in scores)
+
+
+@functools.lru_cache
+def selector_slopes(selector):
+    def weighted(p, score_BTE, choice_BTE, valid_BT, ct_BTK):
+        return jnp.vdot(select(selector, p, score_BTE, choice_BTE, valid_BT)[1], ct_BTK)
+
+    return jax.jit(jax.grad(weighted, argnums=(0, 1, 2)), compiler_options=tiny.QUICK_COMPILE)
 
 
 @ROUTERS
 def test_gradients_are_finite(scorer, selector):
+    """The chain rule by hand: slopes of the gates in the scores, then of the scores in the input."""
     for p, i in draws(scorer, selector):
+        valid_BT = i.batch.valid_BT
         ct_BTK = np.random.default_rng(1).standard_normal((B, T, SELECTORS[selector].num_slots), np.float32)
-        dp, dx_BTD = slopes(scorer, selector)(p, i.x_BTD, i, ct_BTK)
-        chex.assert_tree_all_finite((dp, dx_BTD))
-        assert (np.asarray(dx_BTD)[~i.batch.valid_BT] == 0).all(), "an absent token has a gradient"
+        score_BTE, choice_BTE = scored(scorer)(p["score"], i)
+        dp_select, *d_scores = selector_slopes(selector)(p["select"], score_BTE, choice_BTE, valid_BT, ct_BTK)
+        dp_score, dx_BTD = scorer_slopes(scorer)(p["score"], i.x_BTD, i, tuple(d_scores))
+        chex.assert_tree_all_finite((dp_select, d_scores, dp_score, dx_BTD))
+        assert (np.asarray(dx_BTD)[~valid_BT] == 0).all(), "an absent token has a gradient"
 
 
 def poisoned(i, reads):
     """The input with NaN, and other ids, in every field that the scorer does not read."""
     nan = lambda tree: jax.tree.map(lambda x: np.full_like(x, np.nan), tree)
     other = lambda x_BT: np.where(x_BT > 0, 0, 7).astype(x_BT.dtype)
-    changes = {name: nan(getattr(i, name)) for name in ("h_BTD", "pre_BTD", "x_BTD")}
+    changes = {name: nan(getattr(i, name)) for name in ("h_BTD", "pre_BTD", "x_BTD", "memory", "shared")}
     blank = MaskRule(*(np.zeros_like(x) for x in jax.tree.leaves(i.mixing.rule)))
     changes["mixing"] = nan(i.mixing.replace(rule=())).replace(rule=blank)
     ids = {name: other(getattr(i.batch, name)) for name in ("token_BT", "pos_BT", "seg_BT", "target_BT")}
@@ -112,12 +201,23 @@ def poisoned(i, reads):
     return i.replace(**{name: value for name, value in changes.items() if name not in reads})
 
 
-@ROUTERS
-def test_only_declared_fields_are_read(scorer, selector):
-    for p, i in draws(scorer, selector):
-        tiny.equal(
-            router(scorer, selector)(p, poisoned(i, SCORERS[scorer].reads)), router(scorer, selector)(p, i)
-        )
+@each("scorer", SCORERS)
+def test_only_declared_fields_are_read(scorer):
+    """A selector sees nothing but scores, so this is a matter of scorers."""
+    for seed in range(DRAWS):
+        p, i = scorer_draw(scorer, seed)
+        tiny.equal(scored(scorer)(p, poisoned(i, SCORERS[scorer].reads)), scored(scorer)(p, i))
+
+
+def relabelled(tree, order_E):
+    """Every axis as long as the experts in a new order."""
+
+    def one(x):
+        for axis in (axis for axis, size in enumerate(x.shape) if size == E):
+            x = np.take(x, order_E, axis)
+        return x
+
+    return jax.tree.map(one, tree)
 
 
 @ROUTERS
@@ -126,15 +226,11 @@ def test_relabelled_experts_are_chosen_alike(scorer, selector):
     for seed, (p, i) in enumerate(draws(scorer, selector)):
         order_E = np.random.default_rng(seed).permutation(E)
         new_name_E = np.append(np.argsort(order_E), E)
-
-        def relabel(x, order_E=order_E):
-            for axis in (axis for axis, size in enumerate(x.shape) if size == E):
-                x = np.take(x, order_E, axis)
-            return x
-
-        expert_BTK, gate_BTK = router(scorer, selector)(p, i)
-        p, side = jax.tree.map(relabel, (p, i.side))
-        new_expert_BTK, new_gate_BTK = router(scorer, selector)(p, i.replace(side=side))
+        expert_BTK, gate_BTK = route(scorer, selector, p, i)
+        new_i = i.replace(
+            **{name: relabelled(getattr(i, name), order_E) for name in ("side", "memory", "shared")}
+        )
+        new_expert_BTK, new_gate_BTK = route(scorer, selector, relabelled(p, order_E), new_i)
         if _tied(scorer, p, i):
             continue
         np.testing.assert_array_equal(new_expert_BTK, new_name_E[expert_BTK])
@@ -143,8 +239,7 @@ def test_relabelled_experts_are_chosen_alike(scorer, selector):
 
 def _tied(scorer, p, i):
     """Whether two experts are wanted equally, as saturated scores are."""
-    _, score_BTE, _ = SCORERS[scorer].score(p["score"], i)
-    choice_BTE = np.sort(np.asarray(adjust(score_BTE, i.side)[1]), axis=-1)
+    choice_BTE = np.sort(np.asarray(scored(scorer)(p["score"], i)[1]), axis=-1)
     return (np.diff(np.where(np.isfinite(choice_BTE), choice_BTE, np.arange(E) - 9.0)) < 1e-6).any()
 
 
@@ -154,11 +249,14 @@ def test_later_tokens_change_nothing(scorer, selector):
         pytest.skip("declared as not causal")
     for seed, (p, i) in enumerate(draws(scorer, selector)):
         stop = 1 + seed % (T - 1)
-        later = draw(scorer, selector, seed + 100)[1]
-        mixed = jax.tree.map(
-            lambda now, then, stop=stop: np.concatenate([now[:, :stop], then[:, stop:]], axis=1),
-            i.replace(side=None),
-            later.replace(side=None),
-        ).replace(side=i.side)
+        mixed = with_later(i, scorer_draw(scorer, seed + 100)[1], stop)
         first = lambda out, stop=stop: jax.tree.map(lambda x: x[:, :stop], out)
-        tiny.equal(first(router(scorer, selector)(p, mixed)), first(router(scorer, selector)(p, i)))
+        tiny.equal(first(route(scorer, selector, p, mixed)), first(route(scorer, selector, p, i)))
+
+
+def with_later(i, later, stop):
+    """`i` up to position `stop`, then `later`; what is not per token stays."""
+    per_token = ("h_BTD", "pre_BTD", "x_BTD", "mixing", "batch", "memory")
+    mix = lambda now, then: np.concatenate([now[:, :stop], then[:, stop:]], axis=1)
+    parts = {name: jax.tree.map(mix, getattr(i, name), getattr(later, name)) for name in per_token}
+    return i.replace(**parts)
