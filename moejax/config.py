@@ -153,6 +153,8 @@ class TrainConfig:
     log_every: int = 10
     eval_every: int = 100  # steps between evaluations; 0 evaluates only at the end
     eval_rows: int = 64  # held-out rows per evaluation during training; the last one takes all of them
+    trace_every: int = 0  # steps between routing traces of the training rows, in RUN/traces; 0 writes none
+    trace_rows: int = 8  # rows of a batch (of its first micro-batch) in such a trace
     max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
     spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
     verify_every: int = (
@@ -161,9 +163,10 @@ class TrainConfig:
     watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
 
     def __post_init__(self):
-        for name in ("steps", "batch_rows", "accumulate", "log_every", "eval_rows", "max_skipped"):
+        counts = ("steps", "batch_rows", "accumulate", "log_every", "eval_rows", "trace_rows", "max_skipped")
+        for name in counts:
             require(getattr(self, name) >= 1, f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "eval_every", "verify_every", "watchdog_seconds"):
+        for name in ("seed", "eval_every", "trace_every", "verify_every", "watchdog_seconds"):
             require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} must not be negative")
         require(self.seq_len >= 2, f"train.seq_len={self.seq_len} must be at least 2")
         require(len(self.losses) > 0, "train.losses is empty; use at least NextToken()")

@@ -6,16 +6,14 @@
 A trace is `moejax.analysis.routing.trace.RoutingTrace`; the forward pass knows nothing of it but a probe.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax import specs as sp
 from moejax.analysis.routing.trace import RoutingTrace
-from moejax.config import ModelConfig, require
+from moejax.config import require
 from moejax.losses.counts import shares
 from moejax.model import forward as decoder
 from moejax.seams import Batch
@@ -30,6 +28,7 @@ def probe(out, batch) -> dict[str, jax.Array]:
         "expert": routing.expert_BTK,
         "gate": routing.gate_BTK.astype(jnp.float16),
         "kept": routing.kept_BTK,
+        "experts": jnp.int32(routing.score_BTE.shape[-1]),
     }
 
 
@@ -40,25 +39,15 @@ def probe_with_scores(out, batch) -> dict[str, jax.Array]:
 
 
 class TraceRecorder:
-    """Puts together what a probe saw in several forward passes.
+    """Puts together what a probe saw in several forward passes of one model.
 
     Args:
-      m: the model.
       scores: also record the scores of all experts.
-
-    Raises:
-      UsageError: the model has no routers.
     """
 
-    def __init__(self, m: ModelConfig, scores: bool = False):
+    def __init__(self, scores: bool = False):
         self.probe = probe_with_scores if scores else probe
-        self._experts = _routed_layers(m)
-        require(
-            bool(self._experts),
-            "the model has no routers, so there is nothing to trace; choose one with a mixture of experts",
-        )
-        most = max(self._experts.values())
-        self._dtype = np.uint8 if most < 256 else np.uint16
+        self._experts: dict[int, int] = {}  # of every block that routes, by its place in the model
         self._parts: list[dict[str, np.ndarray]] = []
         self.num_rows = 0
 
@@ -70,6 +59,9 @@ class TraceRecorder:
           probes: `Output.probes` of `self.probe`.
           row_B: rows that the batch goes on with; None begins new ones.
           place_BT: where in its row each token is; None counts from 0.
+
+        Raises:
+          UsageError: the model has no routers.
         """
         valid_BT = np.asarray(batch.valid_BT)
         B, T = valid_BT.shape
@@ -110,7 +102,7 @@ class TraceRecorder:
             place_N=whole["place"],
             layer_L=np.array(list(self._experts), np.int32),
             experts_L=np.array(list(self._experts.values()), np.int32),
-            expert_LNK=whole["expert"].astype(self._dtype),
+            expert_LNK=whole["expert"],
             gate_LNK=whole["gate"],
             kept_LNK=whole["kept"],
             score_LNE=whole.get("score"),
@@ -120,18 +112,19 @@ class TraceRecorder:
 
     def _layers(self, probes: tuple, valid_BT: np.ndarray) -> dict[str, np.ndarray]:
         """The probes of one pass, a layer after the other, [L, n, K] of the n tokens that are there."""
-        seen = [
-            {name: np.asarray(value[i])[valid_BT] for name, value in block.items()}
-            for group in probes
-            for i in range(_repeat(group))
-            for block in group
-            if block
-        ]
+        blocks = dict(enumerate(_unstacked(probes)))
+        self._experts = {i: int(block.pop("experts")) for i, block in blocks.items() if block}
+        require(
+            bool(self._experts),
+            "the model has no routers, so there is nothing to trace; choose one with a mixture of experts",
+        )
+        seen = [{name: x[valid_BT] for name, x in block.items()} for block in blocks.values() if block]
         K = max(layer["expert"].shape[-1] for layer in seen)
         most = max(self._experts.values())
-        empty = [(layer, E) for layer, E in zip(seen, self._experts.values(), strict=True)]
+        dtype = np.uint8 if most < 256 else np.uint16
+        own_E = zip(seen, self._experts.values(), strict=True)
         stacked = {
-            "expert": np.stack([_widen(layer["expert"], K, E) for layer, E in empty]).astype(self._dtype),
+            "expert": np.stack([_widen(layer["expert"], K, E) for layer, E in own_E]).astype(dtype),
             "gate": np.stack([_widen(layer["gate"], K, 0) for layer in seen]),
             "kept": np.stack([_widen(layer["kept"], K, False) for layer in seen]),
         }
@@ -170,7 +163,7 @@ def routing_trace(
     >>> trace.expert_LNK.shape  # layers, tokens with the two begin tokens, experts of a token
     (2, 12, 2)
     """
-    recorder = TraceRecorder(model.cfg, scores)
+    recorder = TraceRecorder(scores)
     require(not isinstance(texts, str), "texts is one text; give a list of texts")
     require(len(texts) > 0, "texts is empty; give at least one text")
     require(
@@ -221,24 +214,12 @@ def _forward(params, batch, sides, *, m, probe):
 _routed = jax.jit(_forward, static_argnames=("m", "probe"))
 
 
-def _routed_layers(m: ModelConfig) -> dict[int, int]:
-    """Experts of every block that routes, by its place in the model; nothing is computed."""
-
-    def experts(out, batch):
-        return {} if out.routing is None else {"score": out.routing.score_BTE}
-
-    one = jnp.zeros((1, 1), jnp.int32)
-    batch = Batch(one, one, one + 1, one == 0)
-    probes = jax.eval_shape(
-        lambda params: decoder.forward(params, m, batch, probe=experts).probes, sp.shapes(decoder.specs(m))
-    )
-    blocks = [block for group, g in zip(probes, m.groups, strict=True) for block in group * g.repeat]
-    return {i: block["score"].shape[-1] for i, block in enumerate(blocks) if block}
-
-
-def _repeat(group: tuple[dict[str, Any], ...]) -> int:
-    """How often a group of blocks is passed."""
-    return next((len(value) for block in group for value in block.values()), 0)
+def _unstacked(probes: tuple) -> Iterator[dict[str, np.ndarray]]:
+    """What the probe saw in every block of the model, lowest first."""
+    for group in probes:
+        repeat = next((len(value) for block in group for value in block.values()), 1)
+        for i in range(repeat):
+            yield from ({name: np.asarray(value[i]) for name, value in block.items()} for block in group)
 
 
 def _widen(value: np.ndarray, width: int, fill) -> np.ndarray:

@@ -113,4 +113,4 @@ def test_texts_that_cannot_be_used(texts, more, words):
 
 def test_a_recorder_without_tokens_says_so():
     with pytest.raises(UsageError, match="no token has passed"):
-        moejax.TraceRecorder(model().cfg).trace()
+        moejax.TraceRecorder().trace()

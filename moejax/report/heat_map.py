@@ -8,6 +8,7 @@ import html
 import json
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _png(ratio_RC: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + body).decode()
 
 
-def matrix(title: str, row_names: list[str], share_RE: np.ndarray) -> str:
+def matrix(title: str, row_names: Sequence[str], share_RE: np.ndarray) -> str:
     """Rows of shares that sum to one over the experts, each cell with its percentage where there is room."""
     R, E = share_RE.shape
     left, right, top, tall, width = 84, 14, 20, 22, 540

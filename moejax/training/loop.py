@@ -26,6 +26,7 @@ from moejax.training.program import Program, build
 from moejax.training.reporter import Reporter
 from moejax.training.signals import Interrupt
 from moejax.training.state import TrainState
+from moejax.training.tracer import StepTracer
 from moejax.training.watchdog import Watchdog
 
 COMPLAINTS_SHOWN = 5  # records that could not be read, one line each
@@ -122,6 +123,7 @@ class Trainer:
         self._program, self._run_dir, self._cfg = program, run_dir, program.run.train
         self._feed, self._checkpoints = feed, checkpoints
         self._evaluate = Evaluator(program, corpus)
+        self._trace = StepTracer(program, run_dir)
         self._beat = lambda: None  # the watchdog's, while it watches
         self.baselines = {}
         if jax.process_index() == 0:
@@ -177,6 +179,7 @@ class Trainer:
     def _one_step(self, state: TrainState, done: int) -> TrainState:
         faults.strike(done)
         batch = self._feed.next(done)
+        self._trace(state, batch, done)
         if self._cfg.verify_every and done % self._cfg.verify_every == 0:
             (state, metrics), problem = sdc.checked_step(self._step, state, batch, done)
             if problem:

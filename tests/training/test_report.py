@@ -11,6 +11,7 @@ import pytest
 from moejax.training import report
 from moejax.training.metrics import MetricsWriter
 from moejax.training.report import run_files
+from tests.analysis.routing import traces
 from tests.report.outline import Outline
 
 EVIL = (
@@ -38,9 +39,9 @@ def make_run(run_dir, text="def f(x):"):
     (run_dir / "samples.jsonl").write_text(
         json.dumps({"step": 50, "prompt": text, "text": text + " ok"}) + "\n"
     )
-    share = np.full((L, 2, E), 0.25)
-    share[1, 1] = [0.7, 0.1, 0.1, 0.1]
-    np.savez(run_dir / "routing.npz", kind_load_LKE=share, kind_names=np.array([text, "number"]))
+    even = [0, 1, 2, 3, *range(4), 0, 1]
+    expert_LNK = np.array([[*even, *even], [*even, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3]])[..., None]
+    traces.trace(expert_LNK, E).labelled([0] * 10 + [1] * 10, (text, "number")).save(run_dir / "routing.npz")
     return run_dir
 
 

@@ -4,11 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import zipfile
 from typing import Any
 
 import numpy as np
 
+from moejax.analysis.routing.trace import RoutingTrace
+from moejax.errors import MoejaxError
 from moejax.training import metrics
 from moejax.training.health import LOAD
 
@@ -23,7 +24,7 @@ class RunFiles:
     data: dict[str, Any]  # data.json
     baselines: dict[str, float]  # bits per byte per compressor, from baselines.json
     samples: list[dict[str, Any]]  # samples.jsonl: step, prompt, text
-    routing: dict[str, np.ndarray]  # routing.npz
+    routing: RoutingTrace | None  # routing.npz
     problems: dict[str, str]  # file name -> why it gave nothing, in words
 
     def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +84,7 @@ def read(run_dir: str | os.PathLike) -> RunFiles:
         data=_json(run_dir / "data.json", problems),
         baselines={key: bits for key, bits in baselines.items() if isinstance(bits, int | float)},
         samples=_samples(run_dir / "samples.jsonl", problems),
-        routing=_arrays(run_dir / "routing.npz", problems),
+        routing=_trace(run_dir / "routing.npz", problems),
         problems=problems,
     )
 
@@ -127,13 +128,9 @@ def _samples(path: pathlib.Path, problems: dict[str, str]) -> list[dict[str, Any
     return samples
 
 
-def _arrays(path: pathlib.Path, problems: dict[str, str]) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        problems[path.name] = f"The run directory has no {path.name}."
-        return {}
+def _trace(path: pathlib.Path, problems: dict[str, str]) -> RoutingTrace | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        problems[path.name] = f"{path.name} cannot be read ({error})."
-        return {}
+        return RoutingTrace.load(path)
+    except MoejaxError as error:
+        problems[path.name] = f"{path.name}: {error}."
+        return None

@@ -149,28 +149,30 @@ def experts(run: RunFiles) -> str:
 
 def kinds(run: RunFiles) -> str:
     """Which kinds of tokens each expert takes."""
-    share = next((run.routing[k] for k in ("kind_load_LKE", "kind_load_KE") if k in run.routing), None)
-    names = [str(name) for name in run.routing.get("kind_names", ())]
-    if share is None or share.ndim not in (2, 3) or share.shape[-2] != len(names):
+    if run.routing is None or run.routing.label_N is None:
         return none("No routing by token kind was recorded.")
-    share_LKE = share.reshape(-1, *share.shape[-2:]).astype(float)
-    titles = [f"Layer {layer}" for layer in range(len(share_LKE))] if share.ndim == 3 else ["All layers"]
-    maps = "".join(heat_map.matrix(t, names, s) for t, s in zip(titles, share_LKE, strict=True))
+    names, shares = run.routing.labels, run.routing.share_by_label()
+    titles = [f"Layer {layer.index}" for layer in run.routing.layers()]
+    maps = "".join(heat_map.matrix(t, names, share_CE) for t, share_CE in zip(titles, shares, strict=True))
     return (
-        '<p class="note">Of all tokens of a kind (row), the percentage that goes to each expert (column). '
-        f'{_specialist(share_LKE, names, titles)}</p>{heat_map.legend()}<div class="wide">{maps}</div>'
+        '<p class="note">Of all held-out tokens of a kind (row), the percentage that goes to each expert '
+        f"(column). {_specialist(shares, names, titles)}</p>"
+        f'{heat_map.legend()}<div class="wide">{maps}</div>'
     )
 
 
-def _specialist(share_LKE: np.ndarray, names: list[str], titles: list[str]) -> str:
-    """The strongest preference in words."""
-    if not np.isfinite(share_LKE).any():
+def _specialist(shares: list[np.ndarray], names: tuple[str, ...], titles: list[str]) -> str:
+    """The strongest preference in words, beside an even share."""
+    times = [np.nanmax(share_CE, initial=0) * share_CE.shape[1] for share_CE in shares]
+    layer = int(np.argmax(times))
+    share_CE = shares[layer]
+    if not times[layer]:
         return ""
-    layer, kind, expert = np.unravel_index(np.nanargmax(share_LKE), share_LKE.shape)
-    share, even = share_LKE[layer, kind, expert], 1 / share_LKE.shape[-1]
+    kind, expert = np.unravel_index(np.nanargmax(share_CE), share_CE.shape)
     return (
-        f"The strongest preference: {escape(titles[layer].lower())}, expert {expert} takes {share:.0%} of "
-        f"the tokens of kind {escape(names[kind])} (an even share is {even:.1%})."
+        f"The strongest preference: {escape(titles[layer].lower())}, expert {expert} takes "
+        f"{share_CE[kind, expert]:.0%} of the tokens of kind {escape(names[kind])} "
+        f"(an even share is {1 / share_CE.shape[1]:.1%})."
     )
 
 
