@@ -20,6 +20,12 @@ def gated_experts(p, rows_RD, size_E, activation: str = "silu"):
     return weights.grouped(gated(gate_RF, up_RF, activation), p["down"], size_E)
 
 
+def plain_experts(p, rows_RD, size_E, activation: str = "silu"):
+    """Two-layer experts over rows sorted by expert: activation(x W_up) W_down; rows past the last are zero."""
+    up_RF = weights.grouped(rows_RD, p["up"], size_E)
+    return weights.grouped(ACTIVATIONS[activation](up_RF), p["down"], size_E)
+
+
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def gated(gate, up, activation: str):
     """activation(gate) * up; its backward pass keeps the two inputs alone, the widest arrays of a layer."""

@@ -62,6 +62,19 @@ def test_equals_loops_over_tokens():
     np.testing.assert_allclose(y_BTD, oracles.moe(p["experts"], x_BTD, expert_BTK, gate_BTK), rtol=1e-10)
 
 
+def test_experts_without_a_gate_equal_loops_over_tokens():
+    moe = dataclasses.replace(MOE, gated=False)
+    with jax.enable_x64(True):
+        p, batch, x_BTD = drawn(moe)
+        y_BTD, routing = jax.tree.map(np.asarray, program(moe)(p, tiny.route_in(x_BTD, batch)))
+    assert p["experts"].keys() == {"up", "down"}
+    want_BTD = np.zeros(x_BTD.shape)
+    for b, t, k in np.argwhere(routing.expert_BTK < E):
+        up_DF, down_FD = (p["experts"][name][routing.expert_BTK[b, t, k]] for name in ("up", "down"))
+        want_BTD[b, t] += routing.gate_BTK[b, t, k] * (oracles.silu(x_BTD[b, t] @ up_DF) @ down_FD)
+    np.testing.assert_allclose(y_BTD, want_BTD, rtol=1e-10, atol=1e-14)
+
+
 def test_equal_experts_are_one_dense_layer():
     """And with all of them chosen, whatever the router says: gates sum to 1."""
     moe = dataclasses.replace(MOE, selector=TopK(E))
