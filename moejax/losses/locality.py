@@ -75,7 +75,7 @@ class ChunkSparsity(Loss):
     def probe(self, out, batch):
         if out.routing is None:
             return {}
-        score_BTE = out.routing.score_BTE
+        score_BTE = jax.nn.relu(out.routing.score_BTE)
         p_BTE = score_BTE / (jnp.sum(score_BTE, axis=-1, keepdims=True) + EPS)
         unused_BTE = jnp.where(batch.valid_BT[..., None], jnp.log1p(EPS - p_BTE), 0.0)
         begin_BT = begin_chunk(batch, self.chunk)
