@@ -49,6 +49,7 @@ LAYER_OF = {
     # where everything meets
     "moejax.training.door": "door",
     "moejax.serving.door": "door",
+    "moejax.interop.flax": "door",
     "moejax.bench": "door",
     "moejax.analysis.__main__": "door",
     "moejax": "door",
