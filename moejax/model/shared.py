@@ -10,18 +10,35 @@ from moejax.config import require
 def parts(m) -> dict:
     """By name, the ffn that speaks for each part that layers share."""
     found = {}
-    for ffn in (block.ffn for group in m.groups for block in group.blocks if block.ffn.shared):
+    for ffn in (ffn for ffn in _ffns(m) if ffn.shared):
         first = found.setdefault(ffn.shared, ffn)
-        require(
-            first.shared_specs(m) == ffn.shared_specs(m),
-            f"two layers share the part {ffn.shared!r} but declare it differently: "
-            f"{first.shared_specs(m)} and {ffn.shared_specs(m)}; give their ffns the same settings",
-        )
+        _require_same(f"share {ffn.shared!r}", first.shared_specs(m), ffn.shared_specs(m))
     return found
+
+
+def carry_specs(m) -> dict:
+    """By name, what one token takes from layer to layer."""
+    found = {}
+    for name, spec in (entry for ffn in _ffns(m) for entry in ffn.carry_specs(m).items()):
+        _require_same(f"carry {name!r}", found.setdefault(name, spec), spec)
+    return found
+
+
+def _ffns(m):
+    return (block.ffn for group in m.groups for block in group.blocks)
+
+
+def _require_same(what, first, other):
+    require(
+        first == other,
+        f"two layers {what} but declare it differently: {first} and {other}; "
+        "give their ffns the same settings",
+    )
 
 
 def specs(m):
     """Parameters of all parts, at params["shared"]; nothing at all where no part has any."""
+    carry_specs(m)  # layers that disagree are refused before anything is allocated
     tree = {name: ffn.shared_specs(m) for name, ffn in parts(m).items()}
     return {"shared": tree} if tree else {}
 
@@ -42,19 +59,9 @@ def prepare(params, m, batch, cache):
 
 def carry(m, batch):
     """What every token carries into the first layer."""
-    declared = {}
-    for ffn in (block.ffn for group in m.groups for block in group.blocks):
-        for name, spec in ffn.carry_specs(m).items():
-            first = declared.setdefault(name, spec)
-            require(
-                first == spec,
-                f"two layers carry {name!r} but declare it differently: {first} and {spec}; "
-                "give their ffns the same settings",
-            )
-
     def start(spec):
         where = sharding.out("BT" + "." * len(spec.shape))
         zero = jnp.zeros((*batch.token_BT.shape, *spec.shape), spec.dtype, out_sharding=where)
         return zero + jnp.asarray(spec.init.value, spec.dtype)
 
-    return sp.tree_map(start, declared)
+    return sp.tree_map(start, carry_specs(m))
