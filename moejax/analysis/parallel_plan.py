@@ -20,8 +20,6 @@ import math
 from moejax.analysis.overlap_plan import DEGREES, Chunk, Linear, layer_time
 from moejax.config import require
 
-ALGORITHMS = ("linear", "two_level")
-
 
 @dataclasses.dataclass(frozen=True)
 class MoeShape:
@@ -60,9 +58,9 @@ class MoeShape:
         """P, of all experts."""
         return self.experts * self.products * self.width * self.hidden
 
-    def rows(self, factor: float) -> float:
-        """Slots that one device fills at this capacity factor, over all experts."""
-        return self.k * factor * self.tokens
+    def rows(self, factor: float | None) -> float:
+        """Slots of one device at this capacity factor, over all experts; None = as many as rows can come."""
+        return self.experts * self.tokens if factor is None else self.k * factor * self.tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,24 +123,24 @@ class Messages:
     size: float  # elements of each
 
 
-def messages(devices: int, node: int, size: float, algorithm: str) -> Messages:
+def messages(devices: int, node: int, size: float, node_size: int) -> Messages:
     """Messages to other nodes: one per foreign device, or, in two levels, one per foreign node.
 
     Args:
       devices: that exchange.
       node: devices in a node.
       size: elements that one device sends in all.
-      algorithm: of `ALGORITHMS`.
+      node_size: 1 = one all-to-all over all; `node` = two levels.
     """
-    if algorithm == "linear" or node >= devices:
+    if node_size == 1 or node >= devices:
         return Messages(max(devices - node, 0), size / devices)
     return Messages(devices // node - 1, size * node / devices)
 
 
-def exchange_time(costs: Costs, devices: int, size: float, algorithm: str) -> float:
+def exchange_time(costs: Costs, devices: int, size: float, node_size: int) -> float:
     """ms of one all-to-all in which every device sends `size` elements, its own share included."""
-    far, near = messages(devices, costs.node, size, algorithm), min(costs.node, devices)
-    piece = size / near if algorithm == "two_level" else size / devices
+    far, near = messages(devices, costs.node, size, node_size), min(costs.node, devices)
+    piece = size / near if node_size > 1 else size / devices
     return far.count * costs.between(far.size) + (near - 1) * costs.inside(piece)
 
 
@@ -150,38 +148,37 @@ def exchange_time(costs: Costs, devices: int, size: float, algorithm: str) -> fl
 class Choice:
     """How one capacity is run; the fields of `dispatch.adaptive.Mode`."""
 
-    factor: float
+    capacity_factor: float | None
     r: int
-    degree: int
-    algorithm: str
+    chunks: int
+    node_size: int
 
 
 def step_time(shape: MoeShape, costs: Costs, choice: Choice) -> float:
     """ms of a forward and a backward pass of the layer in this mode."""
-    rows = shape.rows(choice.factor)
-    arithmetic = rows * shape.products * shape.width * shape.hidden
+    rows, per_row = shape.rows(choice.capacity_factor), shape.products * shape.width * shape.hidden
     weights = traffic(shape, rows, choice.r).weights
-    time = 2 * costs.gather(weights) if weights else 0.0
+    gathered = 2 * costs.gather(weights) if weights else 0.0
     if choice.r == 0:
-        return time + 3 * costs.compute(arithmetic)
-    size = choice.r * rows * shape.width / choice.degree
-    a2a = exchange_time(costs, shape.devices, size, choice.algorithm)
-    experts = costs.compute(arithmetic / choice.degree)
+        return gathered + 3 * costs.compute(shape.k * shape.tokens * per_row)
+    size = choice.r * rows * shape.width / choice.chunks
+    a2a = exchange_time(costs, shape.devices, size, choice.node_size)
+    experts = costs.compute(rows * per_row / choice.chunks)  # of the device that holds the fullest expert
     passes = (Chunk(a2a, 0.0, experts, 0.0), Chunk(a2a, 0.0, 2 * experts, 0.0))
-    return time + sum(layer_time(chunk, choice.degree) for chunk in passes)
+    return gathered + sum(layer_time(chunk, choice.chunks) for chunk in passes)
 
 
 def plan(shape: MoeShape, costs: Costs, factors, degrees=DEGREES) -> tuple[Choice, ...]:
     """The fastest choice for every capacity factor; the simplest of equals."""
+    options = list(itertools.product(degrees_of_sharing(shape.slices), degrees, sorted({1, costs.node})))
 
     def fastest(factor):
-        sharing = degrees_of_sharing(shape.slices)
-        every = itertools.product([factor], sharing, degrees, ALGORITHMS)
-        return min((Choice(*row) for row in every), key=lambda choice: step_time(shape, costs, choice))
+        choices = (Choice(factor, *option) for option in options)
+        return min(choices, key=lambda choice: step_time(shape, costs, choice))
 
     return tuple(map(fastest, factors))
 
 
-def num_trials(slices: int, degrees: int = len(DEGREES), algorithms: int = len(ALGORITHMS)) -> float:
+def num_trials(slices: int, degrees: int = len(DEGREES), algorithms: int = 2) -> float:
     """The paper's bound on trials per capacity: a ternary search over r, and both of its ends."""
     return (math.log(slices, 1.5) + 2) * degrees * algorithms

@@ -62,11 +62,11 @@ def test_all_choices_are_fewer_than_the_paper_may_try(log_slices):
 
 def test_messages_of_the_paper():
     """Eight devices in nodes of four; then 128 MiB from each of 2048 devices in nodes of eight."""
-    assert parallel_plan.messages(8, 4, 80, "linear") == parallel_plan.Messages(4, 10)
-    assert parallel_plan.messages(8, 4, 80, "two_level") == parallel_plan.Messages(1, 40)
+    assert parallel_plan.messages(8, 4, 80, 1) == parallel_plan.Messages(4, 10)
+    assert parallel_plan.messages(8, 4, 80, 4) == parallel_plan.Messages(1, 40)
     size = 128 * 2**20
-    assert parallel_plan.messages(2048, 8, size, "linear").size == 64 * 2**10
-    assert parallel_plan.messages(2048, 8, size, "two_level").size == 512 * 2**10
+    assert parallel_plan.messages(2048, 8, size, 1).size == 64 * 2**10
+    assert parallel_plan.messages(2048, 8, size, 8).size == 512 * 2**10
 
 
 def costs(between=(0.0, 1e-6), inside=(0.0, 1e-8), gather=(0.0, 1e-6), compute=(0.0, 1e-12), node=8):
@@ -76,8 +76,8 @@ def costs(between=(0.0, 1e-6), inside=(0.0, 1e-8), gather=(0.0, 1e-6), compute=(
 def test_exchange_by_hand():
     """Four devices in two nodes send 8 elements each: two messages of 2 and one of 2, or 4 and 4."""
     price = costs(between=(10, 1), inside=(1, 0.5), node=2)
-    assert parallel_plan.exchange_time(price, 4, 8, "linear") == 2 * (10 + 2) + (1 + 0.5 * 2)
-    assert parallel_plan.exchange_time(price, 4, 8, "two_level") == (10 + 4) + (1 + 0.5 * 4)
+    assert parallel_plan.exchange_time(price, 4, 8, 1) == 2 * (10 + 2) + (1 + 0.5 * 2)
+    assert parallel_plan.exchange_time(price, 4, 8, 2) == (10 + 4) + (1 + 0.5 * 4)
 
 
 def test_step_by_hand():
@@ -85,9 +85,9 @@ def test_step_by_hand():
     price = costs(inside=(0, 1), gather=(5, 1), compute=(0, 1e-3), node=4)
     arithmetic = 16 * 2 * 8 * 16 * 1e-3
     gathered, a2a = 2 * (5 + 128), 3 * 32
-    one = parallel_plan.step_time(small(4), price, Choice(1, 1, 1, "linear"))
+    one = parallel_plan.step_time(small(4), price, Choice(1, 1, 1, 1))
     assert one == pytest.approx(gathered + (2 * a2a + arithmetic) + (2 * a2a + 2 * arithmetic))
-    local = parallel_plan.step_time(small(4), price, Choice(1, 0, 1, "linear"))
+    local = parallel_plan.step_time(small(4), price, Choice(1, 0, 1, 1))
     assert local == pytest.approx(2 * (5 + 384) + 3 * arithmetic)
 
 
@@ -97,9 +97,9 @@ def test_each_choice_has_its_load():
     by_time = [choice.r for choice in parallel_plan.plan(shape, free, (1, 4, 16, 64))]
     assert by_time == sorted(by_time, reverse=True) and by_time[0] > by_time[-1]
     (slow_start,) = parallel_plan.plan(shape, costs(between=(1.0, 0.0), gather=(1e3, 0.0)), (1,))
-    assert slow_start == Choice(1, 4, 1, "two_level")
+    assert slow_start == Choice(1, 4, 1, 8)
     busy = dataclasses.replace(free, compute=Linear(0.0, 1e-11))
-    assert parallel_plan.plan(shape, busy, (1,))[0].degree > 1
+    assert parallel_plan.plan(shape, busy, (1,))[0].chunks > 1
 
 
 @pytest.mark.parametrize(

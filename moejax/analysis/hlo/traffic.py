@@ -34,8 +34,8 @@ def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     if kind not in COLLECTIVES or _is_later_leg(op, home):
         return None
     operands = home.operands(op)
-    if kind == "ragged-all-to-all":  # the rows, which are at most the input; the rest is buffers and offsets
-        return kind, operands[0].bytes
+    if kind == "ragged-all-to-all":  # the rows: at most what is there, at most what fits; the rest is offsets
+        return kind, min(operands[0].bytes, operands[1].bytes)
     if kind == "all-gather":
         return kind, sum(shape.bytes for shape in _made(op, operands))
     return kind, sum(x.bytes for x in operands)

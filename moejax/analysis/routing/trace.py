@@ -49,9 +49,8 @@ class Layer:
 
     @property
     def top_N(self) -> np.ndarray:
-        """The chosen expert with the largest gate, the first of equals; E where there is none."""
-        gate_NK = np.where(self.full_NK, self.gate_NK.astype(np.float32), -np.inf)
-        return np.take_along_axis(self.expert_NK, gate_NK.argmax(axis=1)[:, None], axis=1)[:, 0].astype(int)
+        """The first choice, dropped or not; E where there is none."""
+        return self.expert_NK[:, 0].astype(int)
 
     @property
     def slots_per_token(self) -> float:
@@ -80,7 +79,7 @@ class RoutingTrace:
     place_N: np.ndarray  # int32; where in the row
     layer_L: np.ndarray  # int32; blocks with a router, by their place in the model
     experts_L: np.ndarray  # int32; how many experts each has
-    expert_LNK: np.ndarray  # uint8 or uint16; in the order of the selector
+    expert_LNK: np.ndarray  # uint8 or uint16; the first choice first
     gate_LNK: np.ndarray  # float16
     kept_LNK: np.ndarray  # bool; chosen and really computed
     score_LNE: np.ndarray | None = None  # float16; scores divided by the sum of the token's scores
