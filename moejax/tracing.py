@@ -48,26 +48,30 @@ class TraceRecorder:
     def __init__(self, scores: bool = False):
         self.probe = probe_with_scores if scores else probe
         self._experts: dict[int, int] = {}  # of every block that routes, by its place in the model
+        self._labels: dict[str, int] = {}
         self._parts: list[dict[str, np.ndarray]] = []
         self.num_rows = 0
 
-    def add(self, batch: Batch, probes: tuple, row_B: np.ndarray | None = None, place_BT=None) -> None:
+    def add(
+        self, batch: Batch, probes: tuple, row_B: np.ndarray | None = None, label: str | None = None
+    ) -> None:
         """Record a forward pass.
 
         Args:
           batch: of the pass; absent tokens are left out.
           probes: `Output.probes` of `self.probe`.
-          row_B: rows that the batch goes on with; None begins new ones.
-          place_BT: where in its row each token is; None counts from 0.
+          row_B: rows that hold one text each, which the batch begins or goes on with; None begins new rows,
+            which may hold several.
+          label: of all its tokens.
 
         Raises:
           UsageError: the model has no routers.
         """
         valid_BT = np.asarray(batch.valid_BT)
         B, T = valid_BT.shape
+        place_BT = np.broadcast_to(np.arange(T), (B, T)) if row_B is None else np.asarray(batch.pos_BT)
         row_B = self.num_rows + np.arange(B) if row_B is None else row_B
         self.num_rows = max(self.num_rows, int(row_B.max(initial=-1)) + 1)
-        place_BT = np.broadcast_to(np.arange(T), (B, T)) if place_BT is None else place_BT
         part = {
             "token": np.asarray(batch.token_BT),
             "pos": np.asarray(batch.pos_BT),
@@ -76,6 +80,9 @@ class TraceRecorder:
             "place": place_BT,
         }
         part = {name: value[valid_BT].astype(np.int32) for name, value in part.items()}
+        if label is not None:
+            index = self._labels.setdefault(label, len(self._labels))
+            part["label"] = np.full(len(part["token"]), index, np.int16)
         self._parts.append(part | self._layers(probes, valid_BT))
 
     def trace(self, name: str = "", step: int | None = None) -> RoutingTrace:
@@ -106,6 +113,8 @@ class TraceRecorder:
             gate_LNK=whole["gate"],
             kept_LNK=whole["kept"],
             score_LNE=whole.get("score"),
+            label_N=whole.get("label"),
+            labels=tuple(self._labels),
             name=name,
             step=step,
         )

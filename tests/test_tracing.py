@@ -114,3 +114,33 @@ def test_texts_that_cannot_be_used(texts, more, words):
 def test_a_recorder_without_tokens_says_so():
     with pytest.raises(UsageError, match="no token has passed"):
         moejax.TraceRecorder().trace()
+
+
+def test_serving_is_traced_as_it_happens():
+    """Prompts and what is written, but for the last token; a later forward pass sees the same."""
+    tiny_model = model(context=40)
+    recorder = moejax.TraceRecorder()
+    prompts = [[1, 5, 9], [1, 7, 7, 200, 3, 4, 8], [1, 2]]
+    settings = {"max_tokens": [20, 3, 1], "temperature": 1.0, "batch_rows": 2}
+    completions = moejax.generate(tiny_model, prompts, recorder=recorder, **settings)
+    assert completions == moejax.generate(tiny_model, prompts, **settings)
+    trace = recorder.trace()
+    fed = [[*prompt, *done.tokens[:-1]] for prompt, done in zip(prompts, completions, strict=True)]
+    assert [done.finish_reason for done in completions] == ["length"] * 3
+    assert [trace.token_N[own].tolist() for own in trace.texts()] == fed
+    assert [trace.pos_N[own].tolist() for own in trace.texts()] == [list(range(len(own))) for own in fed]
+    assert trace.labels == ("prompt", "generated")
+    sizes = [np.bincount(trace.label_N[own], minlength=2).tolist() for own in trace.texts()]
+    assert sizes == [[3, 19], [7, 2], [2, 0]]
+    whole = moejax.routing_trace(tiny_model, fed)
+    np.testing.assert_array_equal(trace.expert_LNK, whole.expert_LNK)
+    assert trace.layer_L.tolist() == whole.layer_L.tolist()
+
+
+def test_a_recorder_goes_on_with_new_texts():
+    recorder = moejax.TraceRecorder()
+    for prompt in ([1, 2, 3], [1, 4]):
+        moejax.generate(model(), [prompt], recorder=recorder, max_tokens=1)
+    trace = recorder.trace()
+    assert trace.token_N.tolist() == [1, 2, 3, 1, 4]
+    assert trace.text_N.tolist() == [0, 0, 0, 1, 1]

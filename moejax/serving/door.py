@@ -47,6 +47,12 @@ def define(values: flags.FlagValues) -> None:
     number("top_p", 1.0, "choose among the fewest tokens with this probability together", flag_values=values)
     whole("seed", 0, f"of the sampling, 0 to {MAX_SEED}", flag_values=values)
     whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
+    text(
+        "trace",
+        None,
+        "file, .npz, for the routing of every token that was read or written",
+        flag_values=values,
+    )
     whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
     flags.DEFINE_boolean("strict", False, "exit with 65 if a line could not be answered", flag_values=values)
 
@@ -60,6 +66,7 @@ def run(call: Call) -> None:
     if (values["prompt"] is None) == (values["input"] is None):
         raise UsageError('give either --prompt="some text" or --input=FILE')
     defaults = Sampling(**{name: values[name] for name in Sampling.__annotations__})
+    _check_trace(values["trace"])
     try:
         if values["prompt"] is None:
             _answer_lines(values, defaults)
@@ -79,7 +86,8 @@ def _answer_prompt(values: dict, defaults: Sampling) -> None:
 
     job = Job(1, False, 1, make_request(model, prompt, defaults))
     tally = Tally()
-    ((_, completion),) = complete(model, [job.request], batch_rows=1)
+    with _tracing(values["trace"]) as recorder:
+        ((_, completion),) = complete(model, [job.request], 1, recorder)
     tally.add(completion)
     with output:
         as_text = values["output"] == "-"
@@ -97,8 +105,8 @@ def _answer_lines(values: dict, defaults: Sampling) -> None:
         name = "standard input" if values["input"] == "-" else values["input"]
         jobs = Reader(model, defaults, name, is_json).jobs(read_lines(stream))
         tally = Tally()
-        with output:
-            for answered in _completed(model, jobs, values["batch_rows"]):
+        with output, _tracing(values["trace"]) as recorder:
+            for answered in _completed(model, jobs, values["batch_rows"], recorder):
                 output.write([answer(job, completion, values["model"]) for job, completion in answered])
                 tally.add(*(completion for _, completion in answered))
                 tally.report_sometimes()
@@ -109,15 +117,37 @@ def _answer_lines(values: dict, defaults: Sampling) -> None:
         )
 
 
-def _completed(model, jobs: Iterator, rows: int) -> Iterator[list]:
+def _completed(model, jobs: Iterator, rows: int, recorder) -> Iterator[list]:
     """A few groups of jobs at a time, in their order, each job with its completion or None."""
     from moejax.serving.generate import complete
 
     while window := list(itertools.islice(jobs, GROUPS * rows)):
         good = [job for job in window if job.request]
-        done = complete(model, [job.request for job in good], rows)
+        done = complete(model, [job.request for job in good], rows, recorder)
         completion_of = {good[i].number: completion for i, completion in done}
         yield [(job, completion_of.get(job.number)) for job in window]
+
+
+def _check_trace(path: str | None) -> None:
+    """Refuse what no trace can be written to, before the work."""
+    if path is not None:
+        folder = Path(path).parent
+        require(folder.is_dir(), f"--trace={path}: there is no directory {str(folder)!r}; make it first")
+        require(not Path(path).is_dir(), f"--trace={path} is a directory; name a file in it")
+
+
+@contextlib.contextmanager
+def _tracing(path: str | None):
+    """A recorder whose trace is in `path` in the end; None without a path."""
+    if path is None:
+        yield None
+        return
+    from moejax.tracing import TraceRecorder
+
+    recorder = TraceRecorder()
+    yield recorder
+    if recorder.num_rows:
+        recorder.trace().save(path)
 
 
 def _read_prompt() -> str:

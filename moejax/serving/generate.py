@@ -64,7 +64,12 @@ class Rows:
 
 
 def generate(
-    model, prompts: Sequence[str | Sequence[int]], *, batch_rows: int = 0, **sampling: Unpack[SamplingOptions]
+    model,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    batch_rows: int = 0,
+    recorder=None,
+    **sampling: Unpack[SamplingOptions],
 ) -> list[Completion]:
     """Continue every prompt; the completions come in the order of the prompts.
 
@@ -73,6 +78,7 @@ def generate(
       prompts: texts, or lists of token ids that are taken as they are.
       batch_rows: prompts decoded together; 0 takes as many as there are, up to 8. For one number of rows a
         prompt's completion is the same whatever the other prompts are.
+      recorder: a `moejax.TraceRecorder` that notes the routing of every token that passes through the model.
       **sampling: fields of `Sampling`, each one value for all prompts or a list with one per prompt.
 
     Raises:
@@ -96,7 +102,7 @@ def generate(
             requests.append(make_request(model, prompt, own))
         except RequestError as error:
             raise RequestError(f"prompts[{i}]: {error}", error.param, error.code) from None
-    completions = dict(complete(unrolled(model), requests, batch_rows))
+    completions = dict(complete(unrolled(model), requests, batch_rows, recorder))
     return [completions[i] for i in range(len(requests))]
 
 
@@ -109,17 +115,22 @@ def _per_prompt(name: str, value, count: int) -> Sequence:
     return value
 
 
-def complete(model, requests: Sequence[Request], batch_rows: int = 0) -> Iterator[tuple[int, Completion]]:
+def complete(
+    model, requests: Sequence[Request], batch_rows: int = 0, recorder=None
+) -> Iterator[tuple[int, Completion]]:
     """(index of the request, its completion) in the order in which they are finished; as `generate`.
 
     Give it an `unrolled` model: it is several times faster.
     """
     rows = batch_rows or bucket(len(requests), 1, MAX_ROWS)
+    first_row = recorder.num_rows if recorder else 0
     for (prompt_len, length), indices in group_by_size(requests, model.context).items():
         for first in range(0, len(indices), rows):
             own = indices[first : first + rows]
             group = [requests[i] for i in own]
-            yield from zip(own, _decode_group(model, group, (rows, prompt_len, length)), strict=True)
+            notes = Notes(recorder, first_row + np.array(own + own[:1] * (rows - len(own))))
+            done = _decode_group(model, group, (rows, prompt_len, length), notes)
+            yield from zip(own, done, strict=True)
 
 
 def bucket(size: int, least: int, most: int) -> int:
@@ -139,22 +150,52 @@ def group_by_size(requests: Sequence[Request], context: int) -> dict[tuple[int, 
     return groups
 
 
-def _decode_group(model, group: list[Request], shape: tuple[int, int, int]) -> list[Completion]:
+def _decode_group(
+    model, group: list[Request], shape: tuple[int, int, int], notes: "Notes"
+) -> list[Completion]:
     """Completions of at most `shape[0]` requests whose sizes `shape[1:]` hold."""
     num_rows, prompt_len, length = shape
     token_BT = np.zeros((num_rows, prompt_len), np.int32)
     for row, request in enumerate(group):
         token_BT[row, : len(request.tokens)] = request.tokens
     rows = _new_rows(model, group, num_rows)
-    rows = prefill(model.params, model.sides, token_BT, rows, m=model.cfg, length=length)
+    rows, seen = prefill(
+        model.params, model.sides, token_BT, rows, m=model.cfg, length=length, probe=notes.probe
+    )
+    notes.prompt(seen)
     first_tokens = zip(*_host(rows.token_B, rows.stopped_B), strict=True)
     written = [[] if stopped else [token] for token, stopped in first_tokens]
     while np.any(rows.active_B):
-        rows, token_BT, count_B = decode(model.params, model.sides, rows, m=model.cfg)
+        rows, token_BT, count_B, seen = decode(
+            model.params, model.sides, rows, m=model.cfg, probe=notes.probe
+        )
+        notes.generated(seen)
         for own, token_T, count in zip(written, *_host(token_BT, count_B), strict=True):
             own.extend(token_T[:count])
     stopped = np.asarray(rows.stopped_B)
     return [_completion(model, request, written[row], stopped[row]) for row, request in enumerate(group)]
+
+
+class Notes:
+    """What a recorder is told about a group; without a recorder, nothing."""
+
+    def __init__(self, recorder, row_B: np.ndarray):
+        self._recorder, self._row_B = recorder, row_B
+        self.probe = recorder.probe if recorder else None
+
+    def prompt(self, seen) -> None:
+        """Of a prefill: a batch, and what the probe saw."""
+        if self._recorder:
+            self._recorder.add(*seen, self._row_B, label="prompt")
+
+    def generated(self, seen) -> None:
+        """Of several decode steps: batches [STEPS, B, 1], and what the probe saw, stacked likewise."""
+        if self._recorder:
+            batch, probes = jax.tree.map(np.asarray, seen)
+            batch = jax.tree.map(lambda x_SB1: x_SB1[:, :, 0].T, batch)
+            # [STEPS, layers, B, 1, ...] to [layers, B, STEPS, ...]; one number per layer never changes
+            probes = jax.tree.map(lambda x: np.moveaxis(x[:, :, :, 0], 0, 2) if x.ndim > 2 else x[0], probes)
+            self._recorder.add(batch, probes, self._row_B, label="generated")
 
 
 def _host(*arrays):
@@ -189,44 +230,55 @@ def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Co
     return Completion(model.tokenizer.decode(tokens), tuple(tokens), reason, len(request.tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("m", "length"))
-def prefill(params, sides, token_BT, rows: Rows, *, m, length: int) -> Rows:
-    """Read the prompts into a new cache of `length` positions and draw the first token of each.
+@functools.partial(jax.jit, static_argnames=("m", "length", "probe"))
+def prefill(params, sides, token_BT, rows: Rows, *, m, length: int, probe=None):
+    """(rows, seen): read the prompts into a new cache of `length` positions and draw the first token of each.
 
     Args:
       token_BT: prompts, padded on the right.
       rows: without a cache; `pos_B` is the length of each prompt, 0 for a row without a request.
+      probe: of the forward pass; then `seen` is (the batch, what it saw).
     """
     B, T = token_BT.shape
     pos_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     batch = Batch(token_BT, pos_BT, jnp.ones((B, T), jnp.int32), pos_BT < rows.pos_B[:, None])
-    out = decoder.forward(params, m, batch, cache=decoder.init_cache(m, B, length), sides=sides)
+    out = decoder.forward(params, m, batch, cache=decoder.init_cache(m, B, length), sides=sides, probe=probe)
     last_B11 = jnp.maximum(rows.pos_B - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)
     logits_B1V = decoder.unembed(params, m, last_B1D)  # nobody reads the logits of the other positions
-    return _draw(rows.replace(cache=out.cache), logits_B1V[:, 0], rows.pos_B)[0]
+    rows, _ = _draw(rows.replace(cache=out.cache), logits_B1V[:, 0], rows.pos_B)
+    return rows, (batch, out.probes) if probe else ()
 
 
-@functools.partial(jax.jit, static_argnames="m", donate_argnames="rows")
-def decode(params, sides, rows: Rows, *, m):
-    """(rows, token_BT, count_B): up to STEPS more tokens per row, of which the first `count_B` are there."""
+@functools.partial(jax.jit, static_argnames=("m", "probe"), donate_argnames="rows")
+def decode(params, sides, rows: Rows, *, m, probe=None):
+    """(rows, token_BT, count_B, seen): up to STEPS more tokens per row; the first `count_B` are there.
+
+    With a probe, `seen` is that of `prefill`, with a leading dim over the steps.
+    """
 
     def unfinished(carry):
-        step, rows, _, _ = carry
+        step, rows, *_ = carry
         return (step < STEPS) & jnp.any(rows.active_B)
 
-    def body(carry):
-        step, rows, token_BT, count_B = carry
+    def one(rows):
         seg_B1 = jnp.ones_like(rows.token_B)[:, None]
         batch = Batch(rows.token_B[:, None], rows.pos_B[:, None], seg_B1, rows.active_B[:, None])
-        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides)
+        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides, probe=probe)
         rows, new_B = _draw(rows.replace(cache=out.cache), out.logits_BTV[:, 0], rows.pos_B + 1)
-        return step + 1, rows, token_BT.at[:, step].set(rows.token_B), count_B + new_B
+        return rows, new_B, (batch, out.probes) if probe else ()
+
+    def body(carry):
+        step, rows, token_BT, count_B, seen = carry
+        rows, new_B, own = one(rows)
+        seen = jax.tree.map(lambda all_steps, x: all_steps.at[step].set(x), seen, own)
+        return step + 1, rows, token_BT.at[:, step].set(rows.token_B), count_B + new_B, seen
 
     count_B = jnp.zeros_like(rows.token_B)
     token_BT = jnp.zeros((len(count_B), STEPS), jnp.int32)
-    _, rows, token_BT, count_B = jax.lax.while_loop(unfinished, body, (0, rows, token_BT, count_B))
-    return rows, token_BT, count_B
+    seen = jax.tree.map(lambda x: jnp.zeros((STEPS, *x.shape), x.dtype), jax.eval_shape(one, rows)[2])
+    _, *decoded = jax.lax.while_loop(unfinished, body, (0, rows, token_BT, count_B, seen))
+    return tuple(decoded)
 
 
 def _draw(rows: Rows, logits_BV, pos_B):

@@ -97,6 +97,8 @@ def test_a_prompt_is_answered_as_text(saved, model, monkeypatch, capsys):
         (["--prompt=a", "--output=."], "--output=. is a directory"),
         (["--input=nowhere.jsonl"], "--input=nowhere.jsonl cannot be read: No such file"),
         (["--prompt=a", "--batch_rows=0"], "batch_rows"),
+        (["--prompt=a", "--trace=no/where"], "--trace=no/where: there is no directory 'no'"),
+        (["--prompt=a", "--trace=."], "--trace=. is a directory"),
     ],
 )
 def test_what_cannot_work_is_refused(saved, tmp_path, monkeypatch, capsys, flags, words):
@@ -105,6 +107,17 @@ def test_what_cannot_work_is_refused(saved, tmp_path, monkeypatch, capsys, flags
     captured = capsys.readouterr()
     assert words in captured.err and captured.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_routing_of_what_was_read_and_written(saved, monkeypatch, tmp_path, capsys):
+    piped(monkeypatch, b"abc\nx\n")
+    path = tmp_path / "served.npz"
+    assert serve(saved, "--input=-", "--batch_rows=2", "--max_tokens=3", f"--trace={path}") == 0
+    trace = moejax.RoutingTrace.load(path)
+    done = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    written = [min(row["completion_tokens"], 2) for row in done]  # the last passes no router
+    assert [own.stop - own.start for own in trace.texts()] == [4 + written[0], 2 + written[1]]
+    assert trace.labels == ("prompt", "generated")
 
 
 def test_no_such_step(saved, capsys):

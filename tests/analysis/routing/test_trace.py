@@ -28,7 +28,7 @@ def test_by_hand():
     trace = traces.one_layer([[0, 1], [3, 4], [4, 4]], 4, gate=[[[0.2, 0.8], [1.0, 0.0], [0.0, 0.0]]])
     (layer,) = trace.layers()
     assert layer.mask_NE.astype(int).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
-    assert layer.top_N.tolist() == [1, 3, 4]
+    assert layer.top_N.tolist() == [0, 3, 4]
     assert layer.slots_per_token == 1.0
     assert layer.count_slots(np.array([0, 1, 1]), 2).tolist() == [[1, 1, 0, 0], [0, 0, 0, 1]]
 
