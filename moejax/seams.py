@@ -184,7 +184,7 @@ class Scorer(Protocol):
     """
 
     reads: frozenset[str]
-    signed: bool = False  # experts with scores of 0 and below are not wanted
+    sparse: bool = False  # a score of 0 says that an expert is not wanted
     shared: str = ""
 
     def check_mesh(self, mesh) -> None:

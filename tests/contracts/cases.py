@@ -41,7 +41,6 @@ SCORERS = {
     "linear_sigmoid": Linear("sigmoid"),
     "linear_sqrt_softplus_bias": Linear("sqrt_softplus", bias=True),
     "linear_relu": Linear("relu"),
-    "linear_identity": Linear("identity"),
     "linear_noise": Linear(noise=1.0),
     "noisy": Noisy(),
     "cosine": Cosine(width=3),
@@ -72,7 +71,7 @@ REFUSED = {
     (scorer, selector): "would take every expert"
     for scorer in SCORERS
     for selector in ("relu_norm", "relu_norm_2")
-    if scorer not in ("linear_relu", "linear_identity")
+    if scorer != "linear_relu"
 }
 DISPATCHERS = {
     "local": Local(),

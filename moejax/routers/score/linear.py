@@ -11,14 +11,14 @@ Differs from the papers: nothing.
 import dataclasses
 
 from moejax.config import require
-from moejax.routers.score.base import ACTIVATIONS, check_activation, logits, noise
+from moejax.routers.score.base import ACTIVATIONS, SPARSE, check_activation, logits, noise
 from moejax.seams import Scorer
 from moejax.specs import Constant, Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Scorer):
-    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus | relu | identity
+    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus | relu
     bias: bool = False  # add a learned constant to the logits
     noise: float = 0.0  # standard deviation of what training adds to the logits, times E
 
@@ -27,6 +27,10 @@ class Linear(Scorer):
     def __post_init__(self):
         check_activation(self.activation)
         require(self.noise >= 0, f"scorer.noise={self.noise} must not be negative; 0 turns it off")
+
+    @property
+    def sparse(self) -> bool:
+        return self.activation in SPARSE
 
     def specs(self, m, num_experts: int):
         tree = {"w": Spec((m.width, num_experts), ("embed", None), Normal(m.width**-0.5), m.param_dtype)}

@@ -12,19 +12,23 @@ logits so large that their sigmoids are equal.
 
 import dataclasses
 
-from moejax.routers.score.base import ACTIVATIONS, check_activation, logits
+from moejax.routers.score.base import ACTIVATIONS, SPARSE, check_activation, logits
 from moejax.seams import Scorer
 from moejax.specs import Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class PreAttention(Scorer):
-    activation: str = "sigmoid"  # softmax | sigmoid | sqrt_softplus
+    activation: str = "sigmoid"  # softmax | sigmoid | sqrt_softplus | relu
 
     reads = frozenset({"h_BTD"})
 
     def __post_init__(self):
         check_activation(self.activation)
+
+    @property
+    def sparse(self) -> bool:
+        return self.activation in SPARSE
 
     def specs(self, m, num_experts: int):
         return {"w": Spec((m.width, num_experts), ("embed", None), Normal(0.02), m.param_dtype)}

@@ -43,9 +43,6 @@ class TsallisHybrid(Selector):
     def num_slots(self) -> int:
         return self.k
 
-    def specs(self, m, num_experts: int):
-        return {}
-
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         expert_BTK, full_BTK = ranked(choice_BTE, valid_BT, self.k)
         share_BTE = shares(choice_BTE)

@@ -60,9 +60,6 @@ class GroupLimited(Selector):
             f"impossible; choose k <= {self.keep_groups * size}, or keep more groups",
         )
 
-    def specs(self, m, num_experts: int):
-        return {}
-
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         B, T, E = choice_BTE.shape
         choice_BTPe = choice_BTE.reshape(B, T, self.num_groups, -1)  # a group is a device of the paper

@@ -31,6 +31,14 @@ class ReluNorm(Selector):
         require(self.k >= 1, f"selector.k={self.k} must be at least 1")
         require(self.eps > 0, f"selector.eps={self.eps} must be positive: a token may take no expert")
 
+    def check(self, num_experts: int, scorer) -> None:
+        """Refuse scores that leave no expert out."""
+        require(
+            scorer.sparse,
+            f"all scores of {type(scorer).__name__} are positive, so selector ReluNorm would take every "
+            'expert; choose a scorer with activation="relu", or another selector',
+        )
+
     @property
     def num_slots(self) -> int:
         return self.k

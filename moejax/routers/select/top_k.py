@@ -42,9 +42,6 @@ class TopK(Selector):
     def num_slots(self) -> int:
         return self.k
 
-    def specs(self, m, num_experts: int):
-        return {}
-
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         expert_BTK, full_BTK = ranked(choice_BTE, valid_BT, self.k)
         expert_BTK, gate_BTK = filled(score_BTE, expert_BTK, full_BTK)

@@ -33,9 +33,6 @@ class TopP(Selector):
     def num_slots(self) -> int:
         return self.k
 
-    def specs(self, m, num_experts: int):
-        return {}
-
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         expert_BTK, full_BTK = ranked(choice_BTE, valid_BT, self.k)
         share_BTK = jnp.take_along_axis(shares(choice_BTE), expert_BTK, axis=-1)

@@ -27,8 +27,8 @@ def test_each_expert_takes_its_two_best_tokens():
 
 
 def test_the_printed_form_is_a_softmax_over_tokens():
-    """On logits, expert 0 takes tokens 0 and 2; token 3 is taken by nobody."""
-    weight_TE = weights(ExpertChoice(3, TWO, over="tokens"), LOGIT)
+    """Of logits, if scores are their sigmoids: expert 0 takes tokens 0 and 2; nobody takes token 3."""
+    weight_TE = weights(ExpertChoice(3, TWO, over="tokens"), 1 / (1 + np.exp(-LOGIT)))
     np.testing.assert_allclose(weight_TE[:, 0], [0.7311, 0, 0.2689, 0], atol=5e-5)
     np.testing.assert_allclose(weight_TE.sum(0), 1, rtol=1e-6)
     assert not weight_TE[3].any()
