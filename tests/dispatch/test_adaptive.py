@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from moejax import sharding, weights
+from moejax import sharding
 from moejax.analysis import parallel_plan
 from moejax.analysis.hlo.parse import parse
 from moejax.config import MeshConfig
@@ -28,8 +28,11 @@ ALL_R = (0, 1, 2, 4)
 
 
 def relu_experts(p, rows_RD, size_E):
-    hidden_RF = jax.nn.relu(weights.grouped(rows_RD, p["up"], size_E))
-    return weights.grouped(hidden_RF, p["down"], size_E)
+    """Two matrices with a ReLU between them; masks compile faster than grouped products."""
+    expert_R = jnp.searchsorted(jnp.cumsum(size_E), jnp.arange(len(rows_RD)), side="right")
+    own_RE = jax.nn.one_hot(expert_R, len(size_E), dtype=rows_RD.dtype)
+    hidden_REF = jax.nn.relu(jnp.einsum("RD,EDF->REF", rows_RD, p["up"]))
+    return jnp.einsum("REF,EFD,RE->RD", hidden_REF, p["down"], own_RE)
 
 
 def one_mode(**fields):
@@ -57,8 +60,13 @@ def forward(dispatch, p, x_BTD, gate_BTK, expert_BTK):
 
 
 def gradients(dispatch, p, x_BTD, gate_BTK, expert_BTK):
-    squares = lambda *floats: jnp.sum(jnp.square(forward(dispatch, *floats, expert_BTK)))
-    return jax.value_and_grad(squares, argnums=(0, 1, 2))(p, x_BTD, gate_BTK)
+    """(gradients of the sum of squares, y_BTD)."""
+
+    def squares(*floats):
+        y_BTD = forward(dispatch, *floats, expert_BTK)
+        return jnp.sum(jnp.square(y_BTD)), y_BTD
+
+    return jax.grad(squares, argnums=(0, 1, 2), has_aux=True)(p, x_BTD, gate_BTK)
 
 
 def compiled(run, dispatch, inputs):
@@ -66,28 +74,24 @@ def compiled(run, dispatch, inputs):
     return program.lower(*inputs).compile(compiler_options=tiny.QUICK_COMPILE)
 
 
-def results(dispatch, inputs, mesh_axes):
-    with tiny.on_mesh(**mesh_axes) as mesh:
+def results(dispatch, inputs):
+    with tiny.on_mesh(**MESH) as mesh:
         inputs = placed(*inputs, mesh=mesh)
-        both = tuple(compiled(run, dispatch, inputs)(*inputs) for run in (forward, gradients))
-        return jax.tree.map(np.asarray, both)
+        return jax.tree.map(np.asarray, compiled(gradients, dispatch, inputs)(*inputs))
 
 
 @functools.lru_cache
 def on_one_device():
-    """(y_BTD, (sum of squares, gradients)) without a mesh, by plain sums over experts."""
+    """What `gradients` gives without a dispatch: every expert on every token."""
 
-    def dense(_, p, x_BTD, gate_BTK, expert_BTK):
+    def dense(_, p, x_BTD, expert_BTK, gate_BTK):
         hidden_BTEF = jax.nn.relu(jnp.einsum("BTD,EDF->BTEF", x_BTD, p["up"]))
         weight_BTE = jnp.einsum(
             "BTK,BTKE->BTE", gate_BTK, jax.nn.one_hot(expert_BTK, E, dtype=gate_BTK.dtype)
         )
-        return jnp.einsum("BTEF,EFD,BTE->BTD", hidden_BTEF, p["down"], weight_BTE)
+        return jnp.einsum("BTEF,EFD,BTE->BTD", hidden_BTEF, p["down"], weight_BTE), None
 
-    p, *inputs = drawn()
-    squares = lambda *floats: jnp.sum(jnp.square(dense(None, *floats, inputs[2])))
-    grads = jax.value_and_grad(squares, argnums=(0, 1, 2))(p, *inputs[:2])
-    return jax.tree.map(np.asarray, (dense(None, p, *inputs), grads))
+    return jax.tree.map(np.asarray, gradients(dense, *drawn()))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def on_one_device():
 )
 def test_every_mode_equals_one_device(mode):
     with jax.enable_x64(True):
-        tiny.close(results(one_mode(**mode), drawn(), MESH), on_one_device(), 1e-14)
+        tiny.close(results(one_mode(**mode), drawn()), on_one_device(), 1e-14)
 
 
 def test_every_mode_equals_one_device_in_single_precision():
@@ -106,7 +110,7 @@ def test_every_mode_equals_one_device_in_single_precision():
     with jax.enable_x64(True):
         wanted = on_one_device()
     for r in ALL_R:
-        tiny.close(results(one_mode(r=r), inputs, MESH), wanted, 1e-5)
+        tiny.close(results(one_mode(r=r), inputs), wanted, 1e-5)
 
 
 def received(program) -> dict[str, float]:
@@ -132,12 +136,10 @@ def test_what_is_moved_by_hand(r, exchange, gathered):
         inputs = placed(*drawn(), mesh=mesh)
         there = received(compiled(forward, one_mode(r=r), inputs))
         both = received(compiled(gradients, one_mode(r=r), inputs))
-    loss = both.pop("all-reduce", 0)
     kinds = {"all-to-all": exchange, "all-gather": gathered}
     assert there == {kind: size for kind, size in kinds.items() if size}
     kinds = {"all-to-all": 2 * exchange, "all-gather": gathered, "reduce-scatter": gathered}
     assert both == {kind: size for kind, size in kinds.items() if size}
-    assert loss <= 1
     predicted = parallel_plan.traffic(SHAPE, SHAPE.rows(None), r)
     assert (predicted.exchange, predicted.weights) == (exchange, gathered)
 
@@ -155,7 +157,7 @@ def test_changing_the_mode_moves_no_parameter():
             )
         with jax.transfer_guard_device_to_device("disallow"):
             for program in programs:
-                grads = program(p, *inputs)[1][0]
+                (grads, *_), _ = program(p, *inputs)
                 assert jax.tree.map(lambda w: w.sharding, grads) == where
                 p = jax.tree.map(lambda w, d: w - 0.01 * d, p, grads)
     assert where["up"].spec == jax.P("expert", None, ("tensor", "fsdp"))
@@ -200,7 +202,7 @@ def test_the_fullest_expert_of_all_devices_decides(most, mode):
 def test_a_ladder_of_modes_equals_one_device():
     with jax.enable_x64(True):
         ladder = Adaptive((Mode(0.5, r=4), Mode(0.75, r=0), Mode(r=2, chunks=2)))
-        tiny.close(results(ladder, drawn(), MESH), on_one_device(), 1e-14)
+        tiny.close(results(ladder, drawn()), on_one_device(), 1e-14)
 
 
 def first_come(expert_NK, slots):
