@@ -156,6 +156,10 @@ class Ffn(Protocol):
     def check_mesh(self, mesh) -> None: ...
     def apply(self, p, i: RouteIn) -> tuple[Array, Routing | None, Memory]: ...
 
+    def causal_form(self) -> "Ffn":
+        """The layer by which text is generated, with the same parameters; itself where there is no other."""
+        return self
+
     def carry_specs(self, m) -> dict[str, Spec]:
         """What one token takes from layer to layer; every layer of the model agrees on an entry."""
         return {}
@@ -224,6 +228,10 @@ class Selector(Protocol):
 
     def check(self, num_experts: int, scorer: Scorer) -> None:
         """Raise UsageError unless it can work on so many experts with the scores of `scorer`."""
+
+    def causal_form(self) -> "Selector":
+        """The selector by which text is generated; itself where there is no other."""
+        return self
 
     def specs(self, m, num_experts: int) -> Tree:
         return {}

@@ -74,6 +74,9 @@ class Moe(Ffn):
     def causal(self) -> bool:
         return self.selector.causal
 
+    def causal_form(self):
+        return dataclasses.replace(self, selector=self.selector.causal_form())
+
     @property
     def shared(self) -> str:
         return self.scorer.shared
@@ -124,7 +127,9 @@ class Moe(Ffn):
             p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
         )
         sent_BTK = jnp.where(extra.get("kept_BTK", True), expert_BTK, self.num_experts)
-        experts = functools.partial(gated_experts if self.gated else plain_experts, activation=self.activation)
+        experts = functools.partial(
+            gated_experts if self.gated else plain_experts, activation=self.activation
+        )
         y_BTD, kept_BTK = self.dispatch(experts, p["experts"], i.x_BTD, sent_BTK, gate_BTK)
         if self.shared_expert is not None:
             y_BTD = y_BTD + self._for_all(p, i)

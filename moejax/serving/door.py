@@ -177,10 +177,11 @@ def _load(values: dict):
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     from moejax.model_io import load
+    from moejax.serving.causal import causal
     from moejax.serving.unroll import unrolled
 
     compile_cache.use()
-    return unrolled(load(model, step=values["step"]))
+    return unrolled(causal(load(model, step=values["step"])))
 
 
 class Tally:

@@ -18,6 +18,7 @@ from flax import struct
 from moejax.model import forward as decoder
 from moejax.ops.sampling import SamplingRows, sample
 from moejax.seams import Batch
+from moejax.serving.causal import causal
 from moejax.serving.request import (
     Request,
     RequestError,
@@ -102,7 +103,7 @@ def generate(
             requests.append(make_request(model, prompt, own))
         except RequestError as error:
             raise RequestError(f"prompts[{i}]: {error}", error.param, error.code) from None
-    completions = dict(complete(unrolled(model), requests, batch_rows, recorder))
+    completions = dict(complete(unrolled(causal(model)), requests, batch_rows, recorder))
     return [completions[i] for i in range(len(requests))]
 
 

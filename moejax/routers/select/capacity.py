@@ -70,6 +70,10 @@ class Capacity(Selector):
     def check(self, num_experts: int, scorer) -> None:
         self.selector.check(num_experts, scorer)
 
+    def causal_form(self):
+        """Without capacity: what is generated must not depend on who else is in the batch."""
+        return self.selector.causal_form()
+
     def specs(self, m, num_experts: int):
         return self.selector.specs(m, num_experts)
 
