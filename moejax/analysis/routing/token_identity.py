@@ -94,7 +94,7 @@ def previous_ids(trace: RoutingTrace) -> np.ndarray:
 
 
 def majority_agreement(one: RoutingTrace, other: RoutingTrace, min_count: int = MIN_COUNT) -> list[float]:
-    """Early fixing, per layer: share of tokens whose id has the same most frequent first choice in both traces.
+    """Early fixing, per layer: share of tokens whose id has the same most frequent expert in both traces.
 
     Of the tokens of `other` whose id occurs `min_count` times in both; the texts may differ. NaN without any.
     """
