@@ -13,7 +13,7 @@ from moejax.training.data import corpus
 from moejax.training.feed import Feed
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
-PAPERS = ("blockffn", "duo_llm")
+PAPERS = ("blockffn", "duo_llm", "openmoe")
 # Bits per byte of the code below without a model are 8; one that knows no more than how often each byte occurs needs
 # 4.6, which is 3.2 nats.
 KNOWS_MORE_THAN_FREQUENCIES = 2.9

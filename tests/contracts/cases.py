@@ -7,11 +7,14 @@ suites, so an axis as long as it is the expert axis.
 import pytest
 
 from moejax.attention.gqa import Gqa
+from moejax.config import BlockConfig, Group
+from moejax.dispatch.adaptive import Adaptive, Mode
 from moejax.dispatch.all_to_all import RaggedAllToAll
 from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.ffn.dense import Dense
 from moejax.ffn.moe import Moe
+from moejax.ffn.soft import Soft
 from moejax.losses.balance import GlobalBalance, MicroBatchBalance, SequenceBalance
 from moejax.losses.budget import Budget
 from moejax.losses.gshard import GShard
@@ -25,6 +28,9 @@ from moejax.routers.score.cosine import Cosine
 from moejax.routers.score.linear import Linear
 from moejax.routers.score.noisy import Noisy
 from moejax.routers.score.pre_attention import PreAttention
+from moejax.routers.score.pregated import Pregated
+from moejax.routers.score.recurrent import Recurrent
+from moejax.routers.score.token_graph import AttentionAware, SimilarityAware
 from moejax.routers.select.capacity import Capacity
 from moejax.routers.select.entropy import TsallisHybrid
 from moejax.routers.select.expert_choice import ExpertChoice
@@ -45,6 +51,11 @@ SCORERS = {
     "noisy": Noisy(),
     "cosine": Cosine(width=3),
     "pre_attention": PreAttention(),
+    "recurrent": Recurrent(width=3),
+    "recurrent_residual": Recurrent(width=3, cell="lstm", logit_residual=0.5),
+    "attention_aware": AttentionAware(),
+    "similarity_aware": SimilarityAware(share=0.7),
+    "pregated": Pregated(8, (Group((BlockConfig(Gqa(2, 2, 4), Dense(8)),)),)),
 }
 SELECTORS = {
     "top_1": TopK(1),
@@ -58,7 +69,7 @@ SELECTORS = {
     "entropy_no_broadcast": TsallisHybrid(3, threshold=1.0, q=2.0),
     "relu_norm": ReluNorm(NUM_EXPERTS),
     "relu_norm_2": ReluNorm(2),
-    "group_limited": GroupLimited(2, num_groups=1, keep_groups=1),
+    "group_limited": GroupLimited(2, num_groups=NUM_EXPERTS, keep_groups=3, best=1),
     "capacity": Capacity(TopK(2), factor=0.6),
     "capacity_row_score": Capacity(TopK(2), group="row", order="score"),
     "capacity_openmoe": Capacity(TopK(2, renormalise=False), factor=0.5, group="global", rule="openmoe"),
@@ -81,6 +92,7 @@ DISPATCHERS = {
     "fixed_cell": FixedCell(),
     "fixed_cell_in_chunks": FixedCell(chunks=2),
     "two_level": FixedCell(node_size=2),
+    "adaptive": Adaptive((Mode(1.0, r=0), Mode(chunks=2))),
 }
 ATTENTIONS = {
     "multi_head": Gqa(num_heads=2, num_kv_heads=2, head_width=4),
@@ -90,6 +102,7 @@ ATTENTIONS = {
 FFNS = {
     "dense": Dense(hidden=12),
     "moe": Moe(num_experts=4, hidden=12, scorer=Linear(), selector=TopK(2), dispatch=Local()),
+    "soft": Soft(num_experts=2, hidden=12, slots=3, dispatch=Local()),
 }
 # Every loss is invariant to how a batch is cut into micro-batches, but for those in PER_MICRO_BATCH.
 LOSSES = {

@@ -54,3 +54,17 @@ def moe(experts, x_BTD, expert_BTK, gate_BTK):
         if e < E:
             y_BTD[b, t] += gate_BTK[b, t, k] * glu({name: w[e] for name, w in experts.items()}, x_BTD[b, t])
     return y_BTD
+
+
+def soft(p, x_BTD, valid_BT):
+    """Soft mixture of experts, row by row, slot by slot; the slots of an expert lie side by side."""
+    y_BTD = np.zeros(x_BTD.shape)
+    per_expert = p["slots"].shape[1] // len(p["experts"]["gate"])
+    for b in np.flatnonzero(valid_BT.any(1)):
+        x_TD = x_BTD[b, valid_BT[b]]
+        logit_TR = x_TD @ p["slots"]
+        x_RD = softmax(logit_TR.T) @ x_TD
+        expert = lambda r: {name: w[r // per_expert] for name, w in p["experts"].items()}
+        y_RD = np.stack([glu(expert(r), x_D) for r, x_D in enumerate(x_RD)])
+        y_BTD[b, valid_BT[b]] = softmax(logit_TR) @ y_RD
+    return y_BTD

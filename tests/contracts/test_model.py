@@ -13,10 +13,10 @@ from moejax.model import forward as model
 from tests.contracts import oracles, tiny
 from tests.contracts.cases import ATTENTIONS, FFNS, each
 
-BLOCKS = pytest.mark.parametrize(
-    ("attn", "ffn"),
-    [(attn, "moe") for attn in ATTENTIONS] + [("grouped", ffn) for ffn in FFNS if ffn != "moe"],
-)
+PAIRS = [(attn, "moe") for attn in ATTENTIONS] + [("grouped", ffn) for ffn in FFNS if ffn != "moe"]
+BLOCKS = pytest.mark.parametrize(("attn", "ffn"), PAIRS)
+CAUSAL = [ffn for ffn in FFNS if FFNS[ffn].causal]
+CAUSAL_BLOCKS = pytest.mark.parametrize(("attn", "ffn"), [pair for pair in PAIRS if pair[1] in CAUSAL])
 
 
 @functools.lru_cache
@@ -64,6 +64,8 @@ def attend(attn, p, x_BTD, batch):
 def feed(ffn, p, x_BTD, batch):
     if "experts" not in p:
         return oracles.glu(p, x_BTD)
+    if "slots" in p:
+        return oracles.soft(p, x_BTD, batch.valid_BT)
     score_BTE = oracles.softmax(x_BTD @ p["score"]["w"])
     expert_BTK = np.argsort(-score_BTE)[..., : ffn.selector.k]
     gate_BTK = np.take_along_axis(score_BTE, expert_BTK, -1)
@@ -82,7 +84,7 @@ def test_equals_the_decoder_in_numpy(attn, ffn):
     tiny.close(got_BTV, in_numpy(m, tiny.host_params(m), batch), 1e-10)
 
 
-@BLOCKS
+@CAUSAL_BLOCKS
 def test_decoding_equals_the_full_pass(attn, ffn):
     """A prompt of four tokens, then one at a time; the cache has room to spare."""
     m = config(attn, ffn)
@@ -96,7 +98,7 @@ def test_decoding_equals_the_full_pass(attn, ffn):
     tiny.close(np.concatenate(parts, axis=1), want_BTV, 1e-12)
 
 
-@BLOCKS
+@CAUSAL_BLOCKS
 def test_later_tokens_other_documents_and_absent_ones_change_nothing(attn, ffn):
     m, batch = config(attn, ffn), tiny.batch(1, rows=2, length=6)
     with jax.enable_x64(True):
@@ -113,7 +115,7 @@ def test_later_tokens_other_documents_and_absent_ones_change_nothing(attn, ffn):
             assert (moved_BT[:, at] | ~batch.valid_BT[:, at]).all()
 
 
-@each("ffn", FFNS)
+@each("ffn", CAUSAL)
 def test_packed_documents_are_as_if_alone(ffn):
     m, cut = config("grouped", ffn), 2
     token_BT = np.random.default_rng(3).integers(0, tiny.VOCAB, (1, 5))

@@ -41,24 +41,12 @@ def test_two_tokens_two_slots_by_hand():
     np.testing.assert_allclose(share_BTR[0], [[0.75, 0.25], [0.5, 0.5]], rtol=1e-6)
 
 
-def in_numpy(p, x_BTD, valid_BT):
-    y_BTD = np.zeros_like(x_BTD)
-    for b in np.flatnonzero(valid_BT.any(1)):
-        x_TD = x_BTD[b, valid_BT[b]]
-        logit_TR = x_TD @ p["slots"]
-        x_RD = oracles.softmax(logit_TR.T) @ x_TD
-        expert = lambda e: {name: w[e] for name, w in p["experts"].items()}
-        y_RD = np.stack([oracles.glu(expert(r // S), x_D) for r, x_D in enumerate(x_RD)])
-        y_BTD[b, valid_BT[b]] = oracles.softmax(logit_TR) @ y_RD
-    return y_BTD
-
-
 def test_equals_loops_over_slots():
     """A row without any token, and absent tokens that hold NaN, included."""
     with jax.enable_x64(True):
         p, batch, x_BTD = drawn()
         batch.valid_BT[2] = False
-        want_BTD = in_numpy(p, x_BTD, batch.valid_BT)
+        want_BTD = oracles.soft(p, x_BTD, batch.valid_BT)
         x_BTD = np.where(batch.valid_BT[..., None], x_BTD, np.nan)
         np.testing.assert_allclose(
             program()(p, tiny.route_in(x_BTD, batch)), want_BTD, rtol=1e-10, atol=1e-12
