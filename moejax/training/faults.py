@@ -1,8 +1,8 @@
 """Faults on purpose: what breaks, and when, read once from the environment.
 
 `MOEJAX_FAULTS="step=17:kill,batch=9+:nan,save=3:enospc,point=before_rename:exit"` is a comma-separated
-list of `place=when:what`. `when` is a step, a batch or the how-manieth save of this process (counted
-from 1); `9+` means from there on; for `point` it is a name of `POINTS`. It works only beside
+list of `place=when:what`. `when` is a step (also for `batch` and `gradient`) or the how-manieth save of this
+process (counted from 1); `9+` means from there on; for `point` it is a name of `POINTS`. It works only beside
 `MOEJAX_TESTING=1`, so that no real run is broken by a forgotten variable.
 """
 
@@ -32,8 +32,9 @@ POINTS = (
 )
 
 WHAT = {
-    "step": ("kill", "term", "int", "hang", "flip"),
+    "step": ("kill", "term", "int", "hang", "flip", "nan"),
     "batch": ("nan", "inf", "spike"),
+    "gradient": ("nan", "inf"),
     "save": ("enospc", "eio", "fail"),
     "point": ("exit",),
 }
@@ -157,3 +158,36 @@ def flip(step: int, state):
     flat = leaves[index].ravel()
     leaves[index] = flat.at[0].set(jax.numpy.nextafter(flat[0], flat[0] + 1)).reshape(leaves[index].shape)
     return jax.tree.unflatten(tree, leaves)
+
+
+def break_expert(step: int, params):
+    """The parameters, in which one expert's weights are NaN if the plan says so for `step`."""
+    if plan().at("step", step) != "nan":
+        return params
+    return _change_bank(params, lambda bank: bank.at[(0,) * (bank.ndim - 2)].set(float("nan")))
+
+
+def break_gradient(step, grads):
+    """The gradients, of which one leaf is not finite at the planned steps; `step` is traced."""
+    for fault in plan().faults:
+        if fault.place == "gradient":
+            hit, value = fault.hits("gradient", step), float(fault.what)
+            grads = _change_bank(grads, lambda bank, hit=hit, value=value: _where(hit, value, bank))
+    return grads
+
+
+def _where(hit, value, bank):
+    import jax.numpy as jnp
+
+    return jnp.where(hit, value, bank)
+
+
+def _change_bank(tree, change):
+    """The tree with `change` done to the experts' up-projections."""
+    import jax
+
+    def at(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return change(leaf) if name.endswith("experts/up") else leaf
+
+    return jax.tree_util.tree_map_with_path(at, tree)

@@ -4,20 +4,16 @@ One loop serves every method: what differs between methods is in the run's strat
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 
-from moejax import durable
 from moejax.analysis.machine import peak_flops
 from moejax.errors import NonFiniteError, RetryError, UsageError
 from moejax.overrides import Resolved
-from moejax.specs import path_name
-from moejax.training import compression, faults, finish, out_of_memory, run_files, sdc
+from moejax.training import compression, faults, finish, out_of_memory, post_mortem, run_files, sdc
 from moejax.training.checkpoint import Checkpointer, Restored
 from moejax.training.data.corpus import Corpus, prepare
 from moejax.training.evaluation import Evaluator
@@ -178,6 +174,7 @@ class Trainer:
 
     def _one_step(self, state: TrainState, done: int) -> TrainState:
         faults.strike(done)
+        state = state.replace(params=faults.break_expert(done, state.params))
         batch = self._feed.next(done)
         self._trace(state, batch, done)
         if self._cfg.verify_every and done % self._cfg.verify_every == 0:
@@ -187,8 +184,13 @@ class Trainer:
         else:
             state, metrics = self._step(state, batch)
         self.reporter.after(done, metrics, self._feed.waited)
-        if self.reporter.skipped >= self._cfg.max_skipped:
-            self._give_up(state, done)
+        skipped, most = self.reporter.skipped, self._cfg.max_skipped
+        if skipped >= most:
+            why = (
+                f"{skipped} updates in a row up to step {done} were skipped, because the loss or its gradient "
+                f"was not finite or spiked (train.max_skipped={most})"
+            )
+            self._give_up(state, done, why, "a lower train.optim.learning_rate is the usual cure")
         return state
 
     def _evaluate_if_due(self, state: TrainState, done: int) -> dict[str, float] | None:
@@ -200,6 +202,9 @@ class Trainer:
 
     def _save(self, done: int, state: TrainState, result: dict[str, float] | None) -> None:
         self.reporter.flush()
+        if not all(post_mortem.finite_leaves(state).values()):
+            why = f"the state of step {done} is not finite and was not saved, though every update was"
+            self._give_up(state, done, why, "the same command goes on from the newest checkpoint")
         meta = self._feed.meta()
         if result:
             meta |= {"metric": result["eval/loss"]}
@@ -208,23 +213,9 @@ class Trainer:
         self._checkpoints.save(done, state, meta)
         self.reporter.saved()
 
-    def _give_up(self, state: TrainState, done: int) -> None:
+    def _give_up(self, state: TrainState, done: int, why: str, cure: str) -> None:
         """Leave what is needed to find out why, and end."""
-        finite = jax.tree_util.tree_map_with_path(
-            lambda path, x: (path_name(path), bool(jnp.all(jnp.isfinite(x)))), state.params
-        )
-        bundle = {
-            "step": done,
-            "skipped_in_a_row": self.reporter.skipped,
-            "batches": self._feed.meta(),
-            "finite": dict(jax.tree.leaves(finite, is_leaf=lambda x: isinstance(x, tuple))),
-        }
-        path = self._run_dir / f"skipped-{done}.json"
-        if jax.process_index() == 0:
-            durable.write_file(path, json.dumps(bundle, indent=1).encode())
+        facts = {"skipped_in_a_row": self.reporter.skipped, "batches": self._feed.meta()}
+        found = post_mortem.write(self._run_dir, done, state, self.reporter.bad_gradients, facts)
         self._checkpoints.wait()
-        raise NonFiniteError(
-            f"{self.reporter.skipped} updates in a row up to step {done} were skipped, because the loss or "
-            f"its gradient was not finite or spiked (train.max_skipped={self._cfg.max_skipped}); {path} says "
-            "which parameters are finite; a lower train.optim.learning_rate or a longer warm-up is the cure"
-        )
+        raise NonFiniteError(f"{why}; {found}; {cure}")

@@ -7,6 +7,7 @@ import numpy as np
 
 from moejax.training.metrics import MetricsWriter
 from moejax.training.progress import Progress
+from moejax.training.step import BAD_GRADIENTS
 
 SKIPS_SAID = 10  # skipped updates that are told one by one
 
@@ -19,6 +20,7 @@ class Reporter:
 
     def __init__(self, cfg, run_dir, first_step: int, peak_flops: float, flops_per_step: float):
         self.skipped = 0  # updates skipped in a row, as of the step before the latest
+        self.bad_gradients = None  # of the last update that was skipped: per leaf, whether it was not finite
         self._total_skipped = 0
         self._cfg = cfg
         self._flops = flops_per_step
@@ -45,8 +47,11 @@ class Reporter:
         if self._pending is None:
             return
         (step, metrics, waited), self._pending = self._pending, None
+        metrics = dict(metrics)
+        bad_gradients = metrics.pop(BAD_GRADIENTS)
         self.skipped = int(metrics["health/skipped"])
         if self.skipped:
+            self.bad_gradients = np.asarray(bad_gradients)
             self._tell_skipped(step, metrics)
         if step % self._cfg.log_every and step != self._cfg.steps:
             return

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from moejax.training import objective
+from moejax.training import faults, objective
 from moejax.training.state import TrainState
 
 LOSS_MEMORY = 0.98  # of the running mean that a spike is measured against
+BAD_GRADIENTS = "health/bad_gradients"  # per leaf of the parameters, whether its gradient is not finite
 
 
 def train_step(
@@ -18,6 +19,7 @@ def train_step(
     (loss, (loss_state, metrics)), grads = objective.value_and_grad(
         state.params, m, losses, state.loss_state, batch, key, accumulate
     )
+    grads = faults.break_gradient(state.step + 1, grads)
     grad_norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     apply = finite
@@ -40,8 +42,13 @@ def train_step(
         loss_mean=keep(loss_mean.astype(jnp.float32), state.loss_mean),
         skipped=jnp.where(apply, 0, state.skipped + 1),
     )
-    health = {"health/skipped": new.skipped}
+    health = {"health/skipped": new.skipped, BAD_GRADIENTS: _not_finite(grads)}
     return new, {"train/loss": loss, "train/grad_norm": grad_norm, **health, **metrics}
+
+
+def _not_finite(grads):
+    """bool per leaf. By its norm, which is computed anyway."""
+    return jnp.stack([~jnp.isfinite(optax.tree.norm(leaf)) for leaf in jax.tree.leaves(grads)])
 
 
 def eval_step(params, loss_state, batch, *, m, losses):

@@ -44,11 +44,58 @@ def test_a_run_of_bad_batches_ends(train, tmp_path):
     assert str(path) in ended.output
     bundle = json.loads(path.read_text())
     assert bundle["skipped_in_a_row"] == 3
-    assert bundle["finite"] and all(bundle["finite"].values())
+    finite = bundle["finite"]
+    assert not any(flag for name, flag in finite.items() if name.startswith("gradient/"))
+    assert all(flag for name, flag in finite.items() if not name.startswith("gradient/"))
     assert bundle["batches"]["seen"]
     last = max(trainer.steps(tmp_path))
     assert last >= 6
     assert moved(tmp_path, 5, last) == {"skipped"}
+    assert all_finite(tmp_path)
+
+
+def bad_leaves(run_dir) -> list[str]:
+    (path,) = run_dir.glob("skipped-*.json")
+    return [name for name, finite in json.loads(path.read_text())["finite"].items() if not finite]
+
+
+def test_one_bad_gradient_leaf_stops_the_whole_update(train, tmp_path):
+    """The loss is a number all the while; the leaf is named when the run gives up."""
+    ended = train(
+        tmp_path, "--config.train.max_skipped=3", *EVERY_STEP, faults="gradient=4:inf,gradient=6+:nan"
+    )
+    assert ended.code == 76, ended.output
+    lines = {line["step"]: line for line in metrics.read(tmp_path) if "train/loss" in line}
+    assert all(np.isfinite(line["train/loss"]) for line in lines.values())
+    assert [step for step, line in lines.items() if line["train/grad_norm"] is None] == [4, 6, 7, 8]
+    for step in (4, 6, 7, 8):
+        assert moved(tmp_path, step - 1, step) == {"skipped"}
+    assert "params" in moved(tmp_path, 4, 5)
+    assert bad_leaves(tmp_path) == ["gradient/group0/block0/ffn/experts/up"]
+    assert "not finite: gradient/group0/block0/ffn/experts/up;" in ended.output
+    assert all_finite(tmp_path)
+
+
+def test_broken_weights_are_named_and_never_saved(train, straight, tmp_path):
+    """One expert's weights turn to NaN in memory, between two saves: the same command goes on before that."""
+    ended = train(tmp_path, "--config.train.max_skipped=3", faults="step=7:nan")
+    assert ended.code == 76, ended.output
+    assert "3 updates in a row up to step" in ended.output
+    assert "not finite: params/group0/block0/ffn/experts/up;" in ended.output
+    assert bad_leaves(tmp_path)[0] == "params/group0/block0/ffn/experts/up"
+    assert trainer.steps(tmp_path) == [5]
+    assert all_finite(tmp_path)
+    assert train(tmp_path).code == 0
+    assert trainer.differing(trainer.saved(tmp_path), trainer.saved(straight)) == []
+
+
+def test_a_state_that_is_not_finite_is_not_saved(train, tmp_path):
+    ended = train(tmp_path, *EVERY_STEP, faults="step=7:nan")
+    assert ended.code == 76, ended.output
+    assert "the state of step 7 is not finite and was not saved" in ended.output
+    assert "not finite: params/group0/block0/ffn/experts/up;" in ended.output
+    assert "goes on from the newest checkpoint" in ended.output
+    assert trainer.steps(tmp_path) == list(range(1, 7))
     assert all_finite(tmp_path)
 
 

@@ -5,6 +5,9 @@ import os
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from moejax.errors import UsageError
@@ -56,6 +59,22 @@ def test_reach_dies_at_its_point_only():
     assert died.returncode == faults.EXIT_AT_POINT
     died = python(code, MOEJAX_FAULTS="point=committed:exit", MOEJAX_TESTING="1")
     assert (died.returncode, died.stdout) == (faults.EXIT_AT_POINT, "")
+
+
+def test_weights_and_gradients_break_as_planned(monkeypatch):
+    """The first expert of the first layer; one gradient leaf, at traced steps, and from one on."""
+    plan = "step=2:nan,gradient=3:nan,gradient=5+:inf"
+    monkeypatch.setattr(faults, "plan", lambda: faults.parse(plan))
+    tree = {"experts": {"up": np.ones((2, 3, 4, 5), np.float32), "down": np.ones(2, np.float32)}}
+    tree = jax.tree.map(jnp.asarray, tree)
+    assert faults.break_expert(1, tree) is tree
+    broken = faults.break_expert(2, tree)["experts"]
+    assert np.isnan(broken["up"][0, 0]).all() and np.isfinite(broken["up"]).sum() == 100
+    assert np.isfinite(broken["down"]).all()
+    ruin = jax.jit(faults.break_gradient)
+    seen = [np.ravel(ruin(step, tree)["experts"]["up"])[0] for step in range(1, 7)]
+    np.testing.assert_array_equal(seen, [1, 1, np.nan, 1, np.inf, np.inf])
+    assert np.isfinite(ruin(3, tree)["experts"]["down"]).all()
 
 
 def test_saves_fail_as_planned(monkeypatch):

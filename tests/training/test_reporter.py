@@ -16,6 +16,7 @@ def outcome(loss: float, skipped: int) -> dict:
         "train/loss": jnp.float32(loss),
         "train/grad_norm": jnp.float32(1.5),
         "health/skipped": jnp.int32(skipped),
+        "health/bad_gradients": jnp.array([False, skipped > 0]),
     }
 
 
@@ -24,6 +25,7 @@ def test_a_skipped_update_is_told_on_any_step(tmp_path, capsys):
     for step, (loss, skipped) in enumerate([(3.0, 0), (float("nan"), 1), (9.0, 2), (3.0, 0)], start=1):
         reporter.after(step, outcome(loss, skipped), 0.0)
     assert reporter.skipped == 2  # as of the step before the latest
+    assert reporter.bad_gradients.tolist() == [False, True]
     reporter.flush()
     assert reporter.skipped == 0
     assert capsys.readouterr().out.splitlines() == [

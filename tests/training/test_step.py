@@ -12,7 +12,8 @@ from moejax.losses.balance import GlobalBalance
 from moejax.losses.loss_free import LossFreeBias
 from moejax.losses.next_token import NextToken
 from moejax.model import forward as model
-from moejax.training import objective, optimizer, state, step
+from moejax.specs import leaves
+from moejax.training import faults, objective, optimizer, state, step
 from tests.contracts import tiny
 
 LOSSES = (NextToken(), GlobalBalance(0.1), LossFreeBias(rate=0.1))
@@ -91,6 +92,22 @@ def test_a_bad_update_changes_nothing_and_is_counted(damage):
         tiny.equal(getattr(after, name), getattr(before, name))
     assert int(after.step) == int(before.step) + 2
     assert int(after.skipped) == int(metrics["health/skipped"]) == 2
+
+
+def test_gradients_that_are_not_finite_are_named_by_leaf(monkeypatch):
+    """A finite loss does not save an update with one bad leaf."""
+    monkeypatch.setattr(faults, "plan", lambda: faults.parse("gradient=2:nan"))
+    first = parts()[0]
+    adamw = optimizer.make(OPTIM, 100, model.specs(M))
+    train = quick_jit(functools.partial(step.train_step, m=M, losses=LOSSES, optimizer=adamw))
+    before, good = train(first, BATCH, KEY)
+    after, bad = train(before, BATCH, KEY)
+    tiny.equal(after.params, before.params)
+    assert np.isfinite(bad["train/loss"]) and int(after.skipped) == 1
+    names = [name for name, _ in leaves(model.specs(M))]
+    named = lambda metrics: [n for n, flag in zip(names, metrics[step.BAD_GRADIENTS], strict=True) if flag]
+    assert named(good) == []
+    assert named(bad) == ["group0/block0/ffn/experts/up"]
 
 
 def test_a_good_update_ends_the_count():
