@@ -15,13 +15,13 @@ Differs from the paper: no capacity, so no drops; rows arrive sorted by expert, 
 
 import dataclasses
 import functools
+import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from moejax.config import require
-from moejax.dispatch.ragged import Slices, ragged_all_to_all
+from moejax.dispatch.ragged import Slices, cells, ragged_all_to_all
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
 from moejax.dispatch.sort import run_sorted
 from moejax.seams import Dispatch
@@ -38,6 +38,22 @@ class RaggedAllToAll(Dispatch):
     def __call__(self, expert_fn, p, x_BTD, expert_BTK, gate_BTK):
         run = functools.partial(_run, expert_fn, num_experts(p))
         return on_every_device(run, (p, x_BTD, expert_BTK, gate_BTK), self.chunks)
+
+    def collective_bytes(self, load, passes: int = 1, platform: str = "cpu") -> dict[str, int]:
+        """Bytes that one device hands to collectives (of a gather: gets) when no slot is empty and loads are equal.
+
+        Args:
+          load: a `dispatch.load.Load`.
+          passes: 1 = a forward pass, 2 = and its backward pass; both go there and back.
+          platform: "cpu" has no ragged exchange, see `dispatch.ragged`.
+        """
+        shares = load.shares(self.chunks)
+        counts = {"all-gather": 4 * len(shares) * load.devices * load.experts}
+        if platform != "cpu":
+            return counts | {"ragged-all-to-all": passes * 2 * load.rows * load.row_bytes}
+        in_cells = sum(load.devices * math.prod(cells(share.rows, load.devices)) for share in shares)
+        longest = passes * 2 * len(shares) * 4
+        return counts | {"all-to-all": passes * 2 * in_cells * load.row_bytes, "all-reduce": longest}
 
 
 def _run(expert_fn, E, p, x_ND, expert_NK, gate_NK):
@@ -57,7 +73,7 @@ def _there_and_back(expert_fn, most: int, p_e, rows_RD, size_E):
     slices, arrived_e = plan(size_E, num_experts(p_e))
     send = functools.partial(_send, axes=varying_axes(rows_RD, size_E))
     rows_MD = expert_fn(p_e, send(rows_RD, most, slices), arrived_e)
-    return send(rows_MD, len(rows_RD), slices.reversed(AXIS))
+    return send(rows_MD, len(rows_RD), slices.reversed())
 
 
 def _send(rows_RD, num_rows: int, slices, axes):
@@ -73,15 +89,17 @@ def plan(size_E, num_local: int):
     """
     size_PE = lax.all_gather(size_E, AXIS)
     num_devices, own = len(size_PE), lax.axis_index(AXIS)
+    first_PE = jnp.cumsum(size_PE, axis=1) - size_PE  # where senders have the rows of each expert
     # On device Q that holds experts e, rows lie in the order (expert, sender).
     size_QeP = size_PE.T.reshape(num_devices, num_local, num_devices)
     end_QeP = jnp.cumsum(size_QeP.reshape(num_devices, -1), axis=1).reshape(size_QeP.shape)
-    start_QeP = end_QeP - size_QeP
-    arrives_eP = size_QeP[own]
+    place_QeP = end_QeP - size_QeP
     slices = Slices(
-        input_offsets=jnp.cumsum(size_E) - size_E,
+        input_offsets=first_PE[own],
         send_sizes=size_E,
-        output_offsets=start_QeP[:, :, own].reshape(-1),
-        recv_sizes=arrives_eP.T.reshape(-1),
+        output_offsets=place_QeP[:, :, own].reshape(-1),
+        recv_sizes=size_QeP[own].T.reshape(-1),
+        source_offsets=first_PE.reshape(num_devices, num_devices, num_local)[:, own].reshape(-1),
+        arrival_offsets=place_QeP[own].T.reshape(-1),
     )
-    return slices, jnp.sum(arrives_eP, axis=1)
+    return slices, jnp.sum(size_QeP[own], axis=1)

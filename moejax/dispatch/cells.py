@@ -52,13 +52,23 @@ class FixedCell(Dispatch):
             "choose a node_size that divides the expert axis, or 1",
         )
 
+    def collective_bytes(self, load, passes: int = 1) -> dict[str, int]:
+        """Bytes that one device hands to collectives in a forward pass (`passes` = 2: and the backward pass)."""
+        levels = 1 if self.node_size in (1, load.devices) else 2
+        cells = load.experts * self._slots(load.tokens, load.slots, load.experts) * load.row_bytes
+        return {"all-to-all": levels * (passes * 2 * cells + self.chunks * 4 * load.experts)}
+
+    def _slots(self, num_tokens: int, num_slots: int, num_experts: int) -> int:
+        """C, in equal chunks."""
+        wanted = capacity(self.capacity_factor, num_tokens, num_slots, num_experts)
+        return -(-wanted // self.chunks) * self.chunks
+
     def __call__(self, expert_fn, p, x_BTD, expert_BTK, gate_BTK):
         run = functools.partial(self._run, expert_fn, num_experts(p))
         return on_every_device(run, (p, x_BTD, expert_BTK, gate_BTK))
 
     def _run(self, expert_fn, E, p, x_ND, expert_NK, gate_NK):
-        C = capacity(self.capacity_factor, *expert_NK.shape, E)
-        C = -(-C // self.chunks) * self.chunks
+        C = self._slots(*expert_NK.shape, E)
         order_R, home_NK, size_E = in_cells(expert_NK, E, C)
         kept_NK = home_NK < E * C
         if num_experts(p) == E:

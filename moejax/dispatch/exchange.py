@@ -1,4 +1,4 @@
-"""Rows in cells of a fixed size, and the all-to-all that moves them: what dispatchers with capacities share."""
+"""Rows in cells of a fixed size, and the all-to-all that moves them."""
 
 import functools
 
@@ -20,14 +20,15 @@ def in_cells(expert_NK, num_experts: int, capacity: int):
     """Slots in cells of every expert, in choice-major order.
 
     Returns:
-      (flat slot of every place of the cells, place of every slot, rows in each cell); past the end is nowhere.
+      (flat slot of every place in the cells, place of every slot, rows in each cell); past the end = nowhere.
     """
-    N, K = expert_NK.shape
-    order_R, home_KN, size_E = by_expert(expert_NK.T, num_experts)
+    expert_KN = expert_NK.T
+    K, N = expert_KN.shape
+    order_R, home_KN, size_E = by_expert(expert_KN, num_experts)
     start_E = jnp.cumsum(size_E) - size_E
-    rank_KN = home_KN - start_E.at[expert_NK.T].get(mode="clip")
-    is_kept_KN = (expert_NK.T < num_experts) & (rank_KN < capacity)
-    home_KN = jnp.where(is_kept_KN, expert_NK.T * capacity + rank_KN, num_experts * capacity)
+    rank_KN = home_KN - start_E.at[expert_KN].get(mode="clip")
+    is_kept_KN = (expert_KN < num_experts) & (rank_KN < capacity)
+    home_KN = jnp.where(is_kept_KN, expert_KN * capacity + rank_KN, num_experts * capacity)
     rank_1C, size_E = jnp.arange(capacity)[None], jnp.minimum(size_E, capacity)
     slot_EC = order_R.at[start_E[:, None] + rank_1C].get(mode="clip")
     slot_EC = jnp.where(rank_1C < size_E[:, None], slot_EC % N * K + slot_EC // N, N * K)

@@ -32,6 +32,20 @@ class Local(Dispatch):
         run = functools.partial(_run, expert_fn, num_experts(p))
         return on_every_device(run, (p, x_BTD, expert_BTK, gate_BTK), self.chunks)
 
+    def collective_bytes(self, load, passes: int = 1) -> dict[str, int]:
+        """Bytes that one device hands to collectives (of a gather: gets) in a forward pass.
+
+        Args:
+          load: a `dispatch.load.Load`.
+          passes: 2 = with the backward pass.
+        """
+        rows = load.devices * load.tokens * load.row_bytes
+        slots = 4 * load.devices * load.rows  # indices and gates; only gates have a gradient
+        return {
+            "all-gather": passes * rows + 2 * slots,
+            "reduce-scatter": passes * rows + (passes - 1) * slots,
+        }
+
 
 def _run(expert_fn, E, p, x_ND, expert_NK, gate_NK):
     if num_experts(p) == E:

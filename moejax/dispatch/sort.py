@@ -44,7 +44,7 @@ unpermute.defvjp(_unpermute_forward, _unpermute_backward)
 
 
 def by_expert(expert_NK, num_experts: int):
-    """(order_R, home_NK, size_E) of the slots sorted by expert; empty slots come last, their home is nowhere."""
+    """(order_R, home_NK, size_E) of slots sorted by expert; empty ones come last, their home is nowhere."""
     slot_R = expert_NK.reshape(-1)
     order_R = jnp.argsort(slot_R, stable=True)
     home_NK = jnp.argsort(order_R).reshape(expert_NK.shape)

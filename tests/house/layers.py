@@ -23,6 +23,7 @@ LAYER_OF = {
     "moejax.losses.base": "technique_base",
     "moejax.losses.counts": "technique_base",
     "moejax.dispatch.exchange": "technique_base",
+    "moejax.dispatch.load": "technique_base",
     "moejax.dispatch.ragged": "technique_base",
     "moejax.dispatch.shards": "technique_base",
     "moejax.dispatch.sort": "technique_base",

@@ -5,6 +5,8 @@ in-place update only what it updates, and a fusion only its own operands and res
 Memory is the device's main memory: what the compiler keeps on the chip (TPU's VMEM) moves for free.
 """
 
+import re
+
 from moejax.analysis.hlo.parse import Computation, Module, Op, Shape
 
 COLLECTIVES = (
@@ -21,6 +23,8 @@ parameter constant tuple get-tuple-element bitcast after-all opt-barrier add-dep
 replica-id get-dimension-size while conditional call async-start async-update send recv
 """
 NO_TRAFFIC = frozenset(_NO_TRAFFIC.split())
+# replica_groups={{0},{1}} or, as an iota, [2,1]<=[2]: groups of one device
+_ALONE = re.compile(r"replica_groups=(?:\{\{\d+\}|\[\d+,1\])")
 _VIEWS = frozenset(("bitcast", "reshape"))  # inside a fusion neither moves a byte
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 
@@ -28,10 +32,10 @@ _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     """Kind and bytes of a collective: what one device hands in, or for an all-gather what it ends up with.
 
-    A start/done pair counts at its start.
+    A start/done pair counts at its start; nothing leaves a device that is alone in its group.
     """
     kind = op.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES or _is_later_leg(op, home):
+    if kind not in COLLECTIVES or _is_later_leg(op, home) or _ALONE.search(op.attrs):
         return None
     operands = home.operands(op)
     if kind == "ragged-all-to-all":  # the rows: at most what is there, at most what fits; the rest is offsets

@@ -96,15 +96,27 @@ def test_a_start_and_its_done_count_once():
     }
 
 
+def test_a_device_alone_in_its_group_sends_nothing():
+    groups = ["{{0,1},{2,3}}", "[2,2]<=[4]", "{}", "{{0},{1},{2},{3}}", "[4,1]<=[4]"]
+    entry = ["%a = f32[16] parameter(0)"]
+    entry += [
+        f"%r{i} = f32[16] all-reduce(%a), replica_groups={text}, to_apply=%inside"
+        for i, text in enumerate(groups)
+    ]
+    inside = ["%p = f32[] parameter(0)", "%q = f32[] parameter(1)", "ROOT %s = f32[] add(%p, %q)"]
+    assert count(program(inside, entry)).collective_bytes == {"all-reduce": 3 * 64}
+
+
 def test_a_ragged_exchange_counts_its_rows_not_its_buffers():
     entry = [
         "%rows = f32[16,4] parameter(0)",
         "%buffer = f32[64,4] parameter(1)",
         "%at = s32[4] parameter(2)",
-        "ROOT %r = f32[64,4] ragged-all-to-all(%rows, %buffer, %at, %at, %at, %at)",
+        "%there = f32[64,4] ragged-all-to-all(%rows, %buffer, %at, %at, %at, %at)",
+        "ROOT %back = f32[16,4] ragged-all-to-all(%there, %rows, %at, %at, %at, %at)",
     ]
     unused = ["ROOT %p = f32[] parameter(0)"]
-    assert count(program(unused, entry)).collective_bytes == {"ragged-all-to-all": 256}
+    assert count(program(unused, entry)).collective_bytes == {"ragged-all-to-all": 256 + 256}
 
 
 def test_what_stays_on_the_chip_moves_for_free():
