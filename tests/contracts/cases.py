@@ -91,9 +91,11 @@ DISPATCHERS = {
     "ragged_all_to_all_in_chunks": RaggedAllToAll(chunks=3),
     "fixed_cell": FixedCell(),
     "fixed_cell_in_chunks": FixedCell(chunks=2),
+    "fixed_cell_tight": FixedCell(capacity_factor=1.0),
     "two_level": FixedCell(node_size=2),
     "adaptive": Adaptive((Mode(1.0, r=0), Mode(chunks=2))),
 }
+DROPS = ("fixed_cell_tight",)  # the only ones that may leave rows out
 ATTENTIONS = {
     "multi_head": Gqa(num_heads=2, num_kv_heads=2, head_width=4),
     "grouped": Gqa(num_heads=4, num_kv_heads=2, head_width=4),

@@ -91,7 +91,7 @@ def on_one_device():
         )
         return jnp.einsum("BTEF,EFD,BTE->BTD", hidden_BTEF, p["down"], weight_BTE), None
 
-    return jax.tree.map(np.asarray, gradients(dense, *drawn()))
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(gradients, dense))(*drawn()))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_beyond_the_last_capacity_rows_drop():
     p, x_BTD, gate_BTK, expert_BTK = drawn(expert_BTK)
     with jax.enable_x64(True):
         p_one, *inputs = drawn(np.where(wanted_BTK, expert_BTK, E))
-        wanted_BTD = forward(one_mode(), p_one, *inputs)
+        wanted_BTD = jax.jit(functools.partial(forward, one_mode()))(p_one, *inputs)
         for mode in ({"r": 0}, {"r": 1}, {"r": 2, "chunks": 5}):
             dispatch = one_mode(capacity_factor=0.8, **mode)
             with tiny.on_mesh(**MESH) as mesh:
