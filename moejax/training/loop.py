@@ -187,7 +187,7 @@ class Trainer:
         skipped, most = self.reporter.skipped, self._cfg.max_skipped
         if skipped >= most:
             why = (
-                f"{skipped} updates in a row up to step {done} were skipped, because the loss or its gradient "
+                f"{skipped} updates in a row up to step {done} were skipped, because the loss or a gradient "
                 f"was not finite or spiked (train.max_skipped={most})"
             )
             self._give_up(state, done, why, "a lower train.optim.learning_rate is the usual cure")
