@@ -16,7 +16,8 @@ from moejax import specs as sp
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.moe import Moe, adjust
-from moejax.seams import MaskRule, Memory, Side
+from moejax.seams import MaskRule, Memory, Mixing, Side
+from moejax.specs import Constant
 from tests.contracts import tiny
 from tests.contracts.cases import NUM_EXPERTS as E
 from tests.contracts.cases import REFUSED, SCORERS, SELECTORS, each
@@ -31,8 +32,11 @@ ROUTERS = pytest.mark.parametrize(
 
 
 def score(scorer, p, i):
-    """(scores, what the choice is made by) of one layer."""
-    _, score_BTE, _ = SCORERS[scorer].score(p, i)
+    """(scores, what the choice is made by) of one layer, with the part that layers share."""
+    row = SCORERS[scorer]
+    if row.shared:
+        i = i.replace(shared={row.shared: row.prepare(p["shared"], M, i.batch, None)[0]})
+    _, score_BTE, _ = row.score(p["own"], i)
     return adjust(score_BTE, i.side)
 
 
@@ -55,56 +59,43 @@ def route(scorer, selector, p, i):
     return selected(selector)(p["select"], *scored(scorer)(p["score"], i), i.batch.valid_BT)
 
 
-@functools.lru_cache
-def _init(part, name):
-    rows = {"score": SCORERS, "select": SELECTORS, "shared": SCORERS}[part]
-    make = rows[name].shared_specs if part == "shared" else rows[name].specs
-    return jax.jit(lambda key: sp.init(key, make(M, E)), compiler_options=tiny.QUICK_COMPILE)
+def drawn(specs, seed):
+    """Parameters about as they begin, but no two of them equal."""
+    rng = np.random.default_rng(seed)
 
+    def draw(spec):
+        middle = spec.init.value if isinstance(spec.init, Constant) else 0.0
+        return (middle + 0.3 * rng.standard_normal(spec.shape)).astype(np.float32)
 
-def _drawn_params(part, name, seed):
-    return jax.tree.map(np.asarray, _init(part, name)(jax.random.key(seed)))
+    return sp.tree_map(draw, specs)
 
 
 @functools.lru_cache(maxsize=64)
-def scorer_draw(scorer, seed):
-    """Parameters and an input; seeds go through flat to saturated scores, few to all experts allowed."""
-    rng = np.random.default_rng(seed)
+def scorer_draw(scorer, seed, layout=None):
+    """Parameters and an input; seeds go through flat to saturated scores, few to all experts allowed.
+
+    Args:
+      layout: seed of where documents begin and which tokens are there.
+    """
+    row, layout, rng = SCORERS[scorer], seed if layout is None else layout, np.random.default_rng(seed)
     normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    batch = tiny.batch(seed, B, T, padded=0)
-    batch = batch.replace(valid_BT=rng.random((B, T)) < (1.0, 0.0, 0.9, 0.5)[seed % 4])
+    scale = np.float32((0.1, 1.0, 60.0)[seed % 3])
+    valid_BT = np.random.default_rng(layout).random((B, T)) < (1.0, 0.0, 0.9, 0.5)[layout % 4]
+    token_BT = rng.integers(0, tiny.VOCAB, (B, T), dtype=np.int32)
+    batch = tiny.batch(layout, B, T, padded=0).replace(valid_BT=valid_BT, token_BT=token_BT)
     bias_BE = np.abs(normal(1, E)) * np.float32((0.0, 0.1)[seed % 2])
     allow_BE = rng.random((B, E)) < (0.2, 0.7, 1.0)[seed // 3 % 3]
     side = Side(bias_BE=bias_BE, prefer_BE=0.1 * normal(B, E), allow_BE=allow_BE)
-    i = tiny.route_in(normal(B, T, D) * np.float32((0.1, 1.0, 60.0)[seed % 3]), batch, side)
-    return _drawn_params("score", scorer, seed), i.replace(
-        memory=Memory(_carried(scorer, normal), {}), shared=_prepared(scorer, seed, batch)
-    )
-
-
-def _carried(scorer, normal):
-    """As if it came from the layer below."""
-    declared = SCORERS[scorer].carry_specs(M, E)
-    return {name: normal(B, T, *spec.shape) for name, spec in declared.items()}
-
-
-@functools.lru_cache
-def _prepare(scorer):
-    row = SCORERS[scorer]
-    return jax.jit(lambda p, batch: row.prepare(p, M, batch, None)[0], compiler_options=tiny.QUICK_COMPILE)
-
-
-def _prepared(scorer, seed, batch):
-    row = SCORERS[scorer]
-    if not row.shared:
-        return {}
-    p = _drawn_params("shared", scorer, seed)
-    return {row.shared: jax.tree.map(np.asarray, _prepare(scorer)(p, batch))}
+    i = tiny.route_in(normal(B, T, D) * scale, batch, side)
+    mixing = Mixing(normal(B, T, 2, 4) * scale, normal(B, T, 1, 4), i.mixing.rule)
+    carry = {name: normal(B, T, *spec.shape) for name, spec in row.carry_specs(M, E).items()}
+    i = i.replace(h_BTD=normal(B, T, D) * scale, mixing=mixing, memory=Memory(carry, {}))
+    return drawn({"own": row.specs(M, E), "shared": row.shared_specs(M, E)}, seed), i
 
 
 def draw(scorer, selector, seed):
     p, i = scorer_draw(scorer, seed)
-    return {"score": p, "select": _drawn_params("select", selector, seed)}, i
+    return {"score": p, "select": drawn(SELECTORS[selector].specs(M, E), seed)}, i
 
 
 def draws(scorer, selector):
@@ -157,8 +148,8 @@ def test_selecting_eager_is_jit(selector):
 
 @functools.lru_cache
 def scorer_slopes(scorer):
-    def weighted(p, x_BTD, i, ct):
-        return sum(map(jnp.vdot, _finite(score(scorer, p, i.replace(x_BTD=x_BTD))), ct))
+    def weighted(p, seen, i, ct):
+        return sum(map(jnp.vdot, _finite(score(scorer, p, i.replace(**seen))), ct))
 
     return jax.jit(jax.grad(weighted, argnums=(0, 1)), compiler_options=tiny.QUICK_COMPILE)
 
@@ -184,16 +175,18 @@ def test_gradients_are_finite(scorer, selector):
         ct_BTK = np.random.default_rng(1).standard_normal((B, T, SELECTORS[selector].num_slots), np.float32)
         score_BTE, choice_BTE = scored(scorer)(p["score"], i)
         dp_select, *d_scores = selector_slopes(selector)(p["select"], score_BTE, choice_BTE, valid_BT, ct_BTK)
-        dp_score, dx_BTD = scorer_slopes(scorer)(p["score"], i.x_BTD, i, tuple(d_scores))
-        chex.assert_tree_all_finite((dp_select, d_scores, dp_score, dx_BTD))
-        assert (np.asarray(dx_BTD)[~valid_BT] == 0).all(), "an absent token has a gradient"
+        seen = {name: getattr(i, name) for name in ("h_BTD", "pre_BTD", "x_BTD", "memory")}
+        dp_score, d_seen = scorer_slopes(scorer)(p["score"], seen, i, tuple(d_scores))
+        chex.assert_tree_all_finite((dp_select, d_scores, dp_score, d_seen))
+        for d in jax.tree.leaves(d_seen):
+            assert (np.asarray(d)[~valid_BT] == 0).all(), "an absent token has a gradient"
 
 
 def poisoned(i, reads):
     """The input with NaN, and other ids, in every field that the scorer does not read."""
     nan = lambda tree: jax.tree.map(lambda x: np.full_like(x, np.nan), tree)
     other = lambda x_BT: np.where(x_BT > 0, 0, 7).astype(x_BT.dtype)
-    changes = {name: nan(getattr(i, name)) for name in ("h_BTD", "pre_BTD", "x_BTD", "memory", "shared")}
+    changes = {name: nan(getattr(i, name)) for name in ("h_BTD", "pre_BTD", "x_BTD", "memory")}
     blank = MaskRule(*(np.zeros_like(x) for x in jax.tree.leaves(i.mixing.rule)))
     changes["mixing"] = nan(i.mixing.replace(rule=())).replace(rule=blank)
     ids = {name: other(getattr(i.batch, name)) for name in ("token_BT", "pos_BT", "seg_BT", "target_BT")}
@@ -204,9 +197,11 @@ def poisoned(i, reads):
 @each("scorer", SCORERS)
 def test_only_declared_fields_are_read(scorer):
     """A selector sees nothing but scores, so this is a matter of scorers."""
+    reads = SCORERS[scorer].reads
+    assert "shared" in reads or not SCORERS[scorer].shared
     for seed in range(DRAWS):
         p, i = scorer_draw(scorer, seed)
-        tiny.equal(scored(scorer)(p, poisoned(i, SCORERS[scorer].reads)), scored(scorer)(p, i))
+        tiny.equal(scored(scorer)(p, poisoned(i, reads)), scored(scorer)(p, i))
 
 
 def relabelled(tree, order_E):
@@ -220,27 +215,37 @@ def relabelled(tree, order_E):
     return jax.tree.map(one, tree)
 
 
+@each("scorer", SCORERS)
+def test_relabelled_experts_are_scored_alike(scorer):
+    for seed in range(DRAWS):
+        order_E = np.random.default_rng(seed).permutation(E)
+        p, i = scorer_draw(scorer, seed)
+        new_i = i.replace(side=relabelled(i.side, order_E), memory=relabelled(i.memory, order_E))
+        got = scored(scorer)(relabelled(p, order_E), new_i)
+        want = relabelled(jax.tree.map(np.asarray, scored(scorer)(p, i)), order_E)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+
+
 @ROUTERS
 def test_relabelled_experts_are_chosen_alike(scorer, selector):
     """New expert e is old expert order[e]: the same slots hold the new names."""
     for seed, (p, i) in enumerate(draws(scorer, selector)):
         order_E = np.random.default_rng(seed).permutation(E)
         new_name_E = np.append(np.argsort(order_E), E)
-        expert_BTK, gate_BTK = route(scorer, selector, p, i)
-        new_i = i.replace(
-            **{name: relabelled(getattr(i, name), order_E) for name in ("side", "memory", "shared")}
-        )
-        new_expert_BTK, new_gate_BTK = route(scorer, selector, relabelled(p, order_E), new_i)
-        if _tied(scorer, p, i):
+        scores = jax.tree.map(np.asarray, scored(scorer)(p["score"], i))
+        if _tied(scores[1]):
             continue
+        expert_BTK, gate_BTK = selected(selector)(p["select"], *scores, i.batch.valid_BT)
+        p, scores = relabelled((p["select"], scores), order_E)
+        new_expert_BTK, new_gate_BTK = selected(selector)(p, *scores, i.batch.valid_BT)
         np.testing.assert_array_equal(new_expert_BTK, new_name_E[expert_BTK])
         np.testing.assert_allclose(new_gate_BTK, gate_BTK, rtol=1e-5, atol=1e-7)
 
 
-def _tied(scorer, p, i):
-    """Whether two experts are wanted equally, as saturated scores are."""
-    choice_BTE = np.sort(np.asarray(scored(scorer)(p["score"], i)[1]), axis=-1)
-    return (np.diff(np.where(np.isfinite(choice_BTE), choice_BTE, np.arange(E) - 9.0)) < 1e-6).any()
+def _tied(choice_BTE):
+    """Whether a token wants two experts equally, as saturated scores do; who is first then decides."""
+    choice_BTE = np.sort(np.where(np.isfinite(choice_BTE), choice_BTE, np.arange(E) - 9.0), axis=-1)
+    return (np.diff(choice_BTE) == 0).any()
 
 
 @ROUTERS
@@ -249,7 +254,7 @@ def test_later_tokens_change_nothing(scorer, selector):
         pytest.skip("declared as not causal")
     for seed, (p, i) in enumerate(draws(scorer, selector)):
         stop = 1 + seed % (T - 1)
-        mixed = with_later(i, scorer_draw(scorer, seed + 100)[1], stop)
+        mixed = with_later(i, scorer_draw(scorer, seed + 100, layout=seed)[1], stop)
         first = lambda out, stop=stop: jax.tree.map(lambda x: x[:, :stop], out)
         tiny.equal(first(route(scorer, selector, p, mixed)), first(route(scorer, selector, p, i)))
 
