@@ -55,7 +55,7 @@ def load(path: str | os.PathLike, *, strategies: Iterable[type] = (), step: int 
     (4, 128)
     """
     path = Path(path)
-    config = _read_config(path, strategies)
+    config = read_config(path, strategies)
     model = config.model
     params = sp.shapes(decoder.specs(model))
     checkpoints = Checkpointer(path, CheckpointConfig(verify="full"), read_only=True)
@@ -110,7 +110,12 @@ def save(model: Model, path: str | os.PathLike) -> None:
         raise StorageError(f"the model cannot be written to {path}: {error}") from error
 
 
-def _read_config(path: Path, strategies: Iterable[type]) -> Run | SavedModel:
+def read_config(path: Path, strategies: Iterable[type] = ()) -> Run | SavedModel:
+    """The settings of the run or model in a directory.
+
+    Raises:
+      UsageError: it holds neither, or its config names an unknown strategy.
+    """
     require(path.is_dir(), f"there is no directory {str(path)!r}; {EXPECTED}")
     missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
     require(not missing, f"{str(path)!r} has no {' and no '.join(missing)}; {EXPECTED}")

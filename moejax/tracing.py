@@ -6,7 +6,7 @@
 A trace is `moejax.analysis.routing.trace.RoutingTrace`; the forward pass knows nothing of it but a probe.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +172,6 @@ def routing_trace(
     >>> trace.expert_LNK.shape  # layers, tokens with the two begin tokens, experts of a token
     (2, 12, 2)
     """
-    recorder = TraceRecorder(scores)
     require(not isinstance(texts, str), "texts is one text; give a list of texts")
     require(len(texts) > 0, "texts is empty; give at least one text")
     require(
@@ -186,11 +185,18 @@ def routing_trace(
         rows += pieces
         row_label += [names.index(labels[i])] * len(pieces) if labels else []
     length = max(map(len, rows))
-    for first in range(0, len(rows), batch_rows):
-        batch = _as_batch(rows[first : first + batch_rows], batch_rows, length)
-        recorder.add(batch, _routed(model.params, batch, model.sides, m=model.cfg, probe=recorder.probe))
-    trace = recorder.trace()
+    starts = range(0, len(rows), batch_rows)
+    batches = (_as_batch(rows[first : first + batch_rows], batch_rows, length) for first in starts)
+    trace = trace_batches(model, batches, scores)
     return trace.labelled(np.array(row_label)[trace.row_N], names) if labels else trace
+
+
+def trace_batches(model, batches: Iterable[Batch], scores: bool = False) -> RoutingTrace:
+    """What the routers of a `moejax.Model` do with batches of packed text."""
+    recorder = TraceRecorder(scores)
+    for batch in batches:
+        recorder.add(batch, _routed(model.params, batch, model.sides, m=model.cfg, probe=recorder.probe))
+    return recorder.trace()
 
 
 def _pieces(model, text: str | Sequence[int], index: int) -> list[np.ndarray]:
