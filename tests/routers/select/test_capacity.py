@@ -9,10 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moejax import sharding
+from moejax import specs as sp
+from moejax.dispatch.local import Local
 from moejax.errors import UsageError
+from moejax.ffn.moe import Moe
+from moejax.routers.score.linear import Linear
 from moejax.routers.select.capacity import Capacity, openmoe_slots, places, tutel_slots
 from moejax.routers.select.top_k import TopK
-from tests.contracts import tiny
+from moejax.seams import BlockOut
+from moejax.training.router_meter import RouterMeter
+from tests.contracts import oracles, tiny
 from tests.routers.select.by_hand import select
 
 # Tutel's brief: choices 01, 01, 02, 10, 02, 20.
@@ -105,7 +111,7 @@ def program(selector):
     return jax.jit(lambda score_BTE, valid_BT: selector.select({}, score_BTE, score_BTE, valid_BT, None))
 
 
-B, T, E = 8, 6, 4
+B, T, D, E = 8, 6, 8, 4
 MESH = {"data": 2, "fsdp": 2, "expert": 2}
 
 
@@ -160,6 +166,42 @@ def test_a_shard_is_the_rows_of_one_device(order):
         for half in np.split(np.arange(B), 2)
     ]
     np.testing.assert_array_equal(kept_BTK, np.concatenate(halves))
+
+
+@functools.lru_cache
+def layer(selector):
+    """(output, routing) of a whole layer, and the meter's count of drops."""
+    moe = Moe(E, 6, Linear(), selector, Local())
+
+    def run(p, i):
+        y_BTD, routing, _ = moe.apply(p, i)
+        seen = RouterMeter().probe(BlockOut(y_BTD, i.mixing, routing), i.batch)
+        return y_BTD, routing, seen["dropped"], seen["slots_E"]
+
+    return moe, jax.jit(run)
+
+
+def test_a_layer_computes_what_is_kept_and_counts_what_is_dropped():
+    """Balance losses and load see all choices; the output is that of the kept ones alone."""
+    with jax.enable_x64(True):
+        moe, run = layer(Capacity(TopK(2), 0.5))
+        p = jax.tree.map(np.asarray, sp.init(jax.random.key(0), moe.specs(tiny.float64(tiny.model(width=D)))))
+        batch, x_BTD = tiny.batch(0, B, T), np.random.default_rng(1).standard_normal((B, T, D))
+        y_BTD, routing, dropped, slots_E = jax.tree.map(np.asarray, run(p, tiny.route_in(x_BTD, batch)))
+    sent_BTK = np.where(routing.kept_BTK, routing.expert_BTK, E)
+    want_BTD = oracles.moe(p["experts"], x_BTD, sent_BTK, routing.gate_BTK)
+    np.testing.assert_allclose(y_BTD, want_BTD, rtol=1e-10, atol=1e-12)
+    wanted = 2 * batch.valid_BT.sum()
+    assert slots_E.sum() == wanted == (routing.expert_BTK < E).sum()
+    assert dropped == wanted - routing.kept_BTK.sum() > 0
+
+
+def test_enough_capacity_is_no_capacity():
+    moe, run = layer(TopK(2))
+    p = sp.init(jax.random.key(0), moe.specs(tiny.model(width=D)))
+    i = tiny.route_in(np.random.default_rng(1).standard_normal((B, T, D), np.float32), tiny.batch(0, B, T))
+    want = run(p, i)[0]
+    np.testing.assert_array_equal(layer(Capacity(TopK(2), factor=E))[1](p, i)[0], want)
 
 
 def test_what_cannot_work_is_refused():

@@ -43,6 +43,16 @@ def test_all_groups_kept_is_top_k():
     np.testing.assert_array_equal(weights(limited, score), weights(TopK(3), score))
 
 
+def test_other_names_for_groups_and_within_groups_change_nothing_else():
+    rng = np.random.default_rng(1)
+    score = rng.random((20, 6))
+    order_E = (2 * rng.permutation(3)[:, None] + rng.permuted([[0, 1]] * 3, axis=1)).reshape(-1)
+    limited = GroupLimited(2, num_groups=3, keep_groups=2)
+    np.testing.assert_allclose(
+        weights(limited, score[:, order_E]), weights(limited, score)[:, order_E], rtol=1e-6
+    )
+
+
 def test_what_cannot_work_is_refused():
     with pytest.raises(UsageError, match=r"selector.keep_groups=4 of selector.num_groups=3 is impossible"):
         GroupLimited(2, num_groups=3, keep_groups=4)
