@@ -11,6 +11,7 @@ from moejax import recipes
 from moejax.training import program
 from moejax.training.data import corpus
 from moejax.training.feed import Feed
+from tests.contracts import tiny
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 PAPERS = ("blockffn", "duo_llm", "openmoe")
@@ -33,7 +34,8 @@ def test_the_loss_falls(name, data):
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, **data))
     bound = program.build(run)
     feed = Feed(bound, corpus.prepare(run.data, run.model.vocab, run.train.seq_len))
-    step, state, losses = bound.compile_step(), bound.init(), []
+    step = bound.jit_step().lower(bound.abstract_state(), bound.abstract_batch()).compile(tiny.QUICK_COMPILE)
+    state, losses = bound.init(), []
     for done in range(1, run.train.steps + 1):
         state, metrics = step(state, feed.next(done))
         losses.append(metrics["loss/next_token"])

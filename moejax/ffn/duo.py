@@ -39,7 +39,9 @@ class Drawn:
 
     def __post_init__(self):
         possible = self.big >= 0 and self.skip >= 0 and self.big + self.skip <= 1
-        require(possible, f"choice.big={self.big} and choice.skip={self.skip} must be probabilities of sum <= 1")
+        require(
+            possible, f"choice.big={self.big} and choice.skip={self.skip} must be probabilities of sum <= 1"
+        )
 
     @property
     def used(self) -> tuple[float, float]:
@@ -59,13 +61,17 @@ class Drawn:
             rank_BTM = jnp.where(allow_BTM, jnp.array([1.0, 2.0, 0.0])[None, None], -jnp.inf)
         else:
             where = sharding.out("BTM")
-            rank_BTM = logit_BTM + jax.random.gumbel(i.key, logit_BTM.shape, logit_BTM.dtype, out_sharding=where)
+            rank_BTM = logit_BTM + jax.random.gumbel(
+                i.key, logit_BTM.shape, logit_BTM.dtype, out_sharding=where
+            )
         return logit_BTM, jax.nn.softmax(logit_BTM), one_hot_of_best(rank_BTM)
 
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    beta: float = 1.0  # sharpness; the larger, the nearer is the mixture of training to the choice of evaluation
+    beta: float = (
+        1.0  # sharpness; the larger, the nearer is the mixture of training to the choice of evaluation
+    )
     skip: bool = False  # whether the router may choose neither
 
     used = (1.0, 1.0)
@@ -95,7 +101,9 @@ class Duo(Ffn):
     dispatch: Any  # Dispatch
 
     def __post_init__(self):
-        require(1 <= self.small <= self.big, f"ffn.small={self.small} must lie between 1 and ffn.big={self.big}")
+        require(
+            1 <= self.small <= self.big, f"ffn.small={self.small} must lie between 1 and ffn.big={self.big}"
+        )
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split both hidden dims."""
@@ -120,7 +128,11 @@ class Duo(Ffn):
             }
 
         small, big = self.choice.used
-        return {"small": module(self.small, small), "big": module(self.big, big), "choice": self.choice.specs(m)}
+        return {
+            "small": module(self.small, small),
+            "big": module(self.big, big),
+            "choice": self.choice.specs(m),
+        }
 
     def apply(self, p, i):
         allow_BTM = self._allowed(i)
@@ -169,11 +181,11 @@ def route_sides(m, route_LBT):
     allow_LBTE = route_LBT[..., None] == jnp.arange(SKIP)[None, None, None]
     sides, first = [], 0
     for group in m.groups:
-        duos = [block for block in group.blocks if isinstance(block.ffn, Duo)]
-        own = allow_LBTE[first : first + group.repeat * len(duos)]
-        own = iter(own[at :: len(duos)] for at in range(len(duos)))
-        sides.append(tuple(Side(allow_BE=next(own)) if block in duos else Side() for block in group.blocks))
-        first += group.repeat * len(duos)
+        duos = [b for b, block in enumerate(group.blocks) if isinstance(block.ffn, Duo)]
+        end = first + group.repeat * len(duos)
+        allow = {b: allow_LBTE[first + at : end : len(duos)] for at, b in enumerate(duos)}
+        sides.append(tuple(Side(allow_BE=allow.get(b)) for b in range(len(group.blocks))))
+        first = end
     return tuple(sides)
 
 
@@ -184,7 +196,9 @@ def losses_of_routes(params, m, batch, route_RL):
 
 def try_routes(params, m, batch, cache, route_RL):
     """f32[R, B]: -log p(target) of one position after the cache, for each route that its tokens could take."""
-    return jax.lax.map(lambda route_L: _routed(params, m, batch, cache, route_L[:, None, None])[0][:, 0], route_RL)
+    return jax.lax.map(
+        lambda route_L: _routed(params, m, batch, cache, route_L[:, None, None])[0][:, 0], route_RL
+    )
 
 
 def pass_route(params, m, batch, cache, route_LB):
