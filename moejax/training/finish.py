@@ -9,6 +9,7 @@ import numpy as np
 
 from moejax import durable, sharding
 from moejax.analysis.routing.trace import RoutingTrace
+from moejax.errors import UsageError
 from moejax.model_io import Model
 from moejax.serving.generate import generate
 from moejax.training import objective, report
@@ -43,6 +44,8 @@ def write_all(run_dir: pathlib.Path, program: Program, state, corpus: Corpus) ->
     else:
         try:
             write_samples(run_dir, program, *whole, corpus)
+        except UsageError as error:  # a router that looks at later tokens
+            log.warning("no text samples: %s", error)
         except Exception:  # the report is worth more than its samples
             log.exception("no text samples, because of this error; the report is written without them")
     report.write(run_dir)
