@@ -21,11 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from moejax.config import require
-from moejax.dispatch.ragged import Slices, cells, ragged_all_to_all
+from moejax.dispatch.ragged import Slices, cells, empty_buffer, ragged_all_to_all
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
 from moejax.dispatch.sort import run_sorted
 from moejax.seams import Dispatch
-from pallas_kernels.varying import vary, varying_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +70,12 @@ def _there_and_back(expert_fn, most: int, p_e, rows_RD, size_E):
       most: rows that can arrive on one device.
     """
     slices, arrived_e = plan(size_E, num_experts(p_e))
-    send = functools.partial(_send, axes=varying_axes(rows_RD, size_E))
-    rows_MD = expert_fn(p_e, send(rows_RD, most, slices), arrived_e)
-    return send(rows_MD, len(rows_RD), slices.reversed())
+    rows_MD = expert_fn(p_e, _send(rows_RD, most, slices), arrived_e)
+    return _send(rows_MD, len(rows_RD), slices.reversed())
 
 
-def _send(rows_RD, num_rows: int, slices, axes):
-    empty_MD = vary(jnp.zeros((num_rows, rows_RD.shape[1]), rows_RD.dtype), axes)
-    return ragged_all_to_all(rows_RD, empty_MD, slices, AXIS)
+def _send(rows_RD, num_rows: int, slices):
+    return ragged_all_to_all(rows_RD, empty_buffer(num_rows, rows_RD, slices), slices, AXIS)
 
 
 def plan(size_E, num_local: int):

@@ -52,14 +52,22 @@ def ragged_all_to_all(rows_RD, buffer_MD, slices: Slices, axis: str):
     )
 
 
+def empty_buffer(num_rows: int, rows_RD, slices: Slices):
+    """Zeros in which rows like `rows_RD` can arrive."""
+    # Nothing is above infinity, but the compiler does not know: of plain zeros it would keep one buffer for
+    # all exchanges and copy it whole for each.
+    zero = (rows_RD.reshape(-1)[0] > jnp.inf).astype(rows_RD.dtype)
+    return jnp.full((num_rows, *rows_RD.shape[1:]), vary(zero, varying_axes(*slices)))
+
+
 def _forward(rows_RD, buffer_MD, slices, axis):
-    return ragged_all_to_all(rows_RD, buffer_MD, slices, axis), (rows_RD[:0], len(rows_RD), slices)
+    return ragged_all_to_all(rows_RD, buffer_MD, slices, axis), (len(rows_RD), slices)
 
 
 def _backward(axis, saved, d_result_MD):
-    none_RD, num_rows, slices = saved
-    zero_RD = vary(jnp.zeros((num_rows, *none_RD.shape[1:]), none_RD.dtype), varying_axes(d_result_MD))
-    d_rows_RD = ragged_all_to_all(d_result_MD, zero_RD, slices.reversed(), axis)
+    num_rows, slices = saved
+    back = slices.reversed()
+    d_rows_RD = ragged_all_to_all(d_result_MD, empty_buffer(num_rows, d_result_MD, back), back, axis)
     first_1S, row_M1 = slices.arrival_offsets[None], jnp.arange(len(d_result_MD))[:, None]
     arrived_M = jnp.any((row_M1 >= first_1S) & (row_M1 < first_1S + slices.recv_sizes[None]), axis=1)
     return d_rows_RD, jnp.where(arrived_M[:, None], 0, d_result_MD), None
