@@ -36,7 +36,8 @@ class Budget(Loss):
         score_BTE = out.routing.score_BTE
         E = score_BTE.shape[-1]
         require(
-            E == len(self.cost), f"losses[].cost={self.cost} is for {len(self.cost)} experts, the layer has {E}"
+            E == len(self.cost),
+            f"losses[].cost={self.cost} is for {len(self.cost)} experts, the layer has {E}",
         )
         cost_BT = score_BTE.astype(jnp.promote_types(score_BTE.dtype, jnp.float32)) @ jnp.array(self.cost)
         cost_B = jnp.sum(jnp.where(batch.valid_BT, cost_BT, 0.0), axis=1)
@@ -46,7 +47,9 @@ class Budget(Loss):
         layers = [seen for group in probes for seen in group if seen]
         if not layers:
             return {}
-        cost_B, tokens_B = (sum(jnp.sum(seen[name], axis=0) for seen in layers) for name in ("cost_B", "tokens_B"))
+        cost_B, tokens_B = (
+            sum(jnp.sum(seen[name], axis=0) for seen in layers) for name in ("cost_B", "tokens_B")
+        )
         there_B = tokens_B > 0
         mean_B = cost_B / jnp.where(there_B, tokens_B, 1.0)
         return {

@@ -37,7 +37,9 @@ class ActivationLocality(Loss):
             return {}
         a_BTE = self.alpha * out.routing.logit_BTE
         here_BTE, next_BTE = a_BTE[:, :-1], a_BTE[:, 1:]
-        pair_BT = batch.valid_BT[:, :-1] & batch.valid_BT[:, 1:] & (batch.seg_BT[:, :-1] == batch.seg_BT[:, 1:])
+        pair_BT = (
+            batch.valid_BT[:, :-1] & batch.valid_BT[:, 1:] & (batch.seg_BT[:, :-1] == batch.seg_BT[:, 1:])
+        )
         chosen_BTE = jax.nn.sigmoid(next_BTE) * jax.nn.softplus(-here_BTE)
         unchosen_BTE = jax.nn.sigmoid(-next_BTE) * jax.nn.softplus(here_BTE)
         entropy_BT = jnp.mean(chosen_BTE + unchosen_BTE, axis=-1)
@@ -64,7 +66,13 @@ class ChunkSparsity(Loss):
     max_factor: float = 4.0
 
     def __post_init__(self):
-        for name, least in (("chunk", 1), ("constant_steps", 0), ("period", 1), ("growth", 1), ("max_factor", 1)):
+        for name, least in (
+            ("chunk", 1),
+            ("constant_steps", 0),
+            ("period", 1),
+            ("growth", 1),
+            ("max_factor", 1),
+        ):
             value = getattr(self, name)
             require(value >= least, f"losses[].{name}={value} must be at least {least}")
 

@@ -65,7 +65,10 @@ class KeptMassBalance(Loss):
     def stats(self, params, m, probes, output, batch):
         layers = [seen for group in probes for seen in group if seen]
         widths = {seen["share"].shape[-1] for seen in layers}
-        require(len(widths) <= 1, f"KeptMassBalance sums over layers, but they have {widths} experts; use equal ones")
+        require(
+            len(widths) <= 1,
+            f"KeptMassBalance sums over layers, but they have {widths} experts; use equal ones",
+        )
         if not layers:
             return {}
         return {name: sum(jnp.sum(seen[name], axis=0) for seen in layers) for name in layers[0]}

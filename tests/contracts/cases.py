@@ -13,6 +13,7 @@ from moejax.dispatch.all_to_all import RaggedAllToAll
 from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.ffn.dense import Dense
+from moejax.ffn.duo import Duo, Learned
 from moejax.ffn.moe import Moe
 from moejax.ffn.soft import Soft
 from moejax.losses.balance import GlobalBalance, MicroBatchBalance, SequenceBalance
@@ -105,6 +106,7 @@ FFNS = {
     "dense": Dense(hidden=12),
     "moe": Moe(num_experts=4, hidden=12, scorer=Linear(), selector=TopK(2), dispatch=Local()),
     "soft": Soft(num_experts=2, hidden=12, slots=3, dispatch=Local()),
+    "duo": Duo(small=4, big=12, choice=Learned(skip=True), dispatch=Local()),
 }
 # Every loss is invariant to how a batch is cut into micro-batches, but for those in PER_MICRO_BATCH.
 LOSSES = {

@@ -68,3 +68,14 @@ def soft(p, x_BTD, valid_BT):
         y_RD = np.stack([glu(expert(r), x_D) for r, x_D in enumerate(x_RD)])
         y_BTD[b, valid_BT[b]] = softmax(logit_TR) @ y_RD
     return y_BTD
+
+
+def duo(p, x_BTD, valid_BT):
+    """The likeliest of small, big and skip, token by token."""
+    y_BTD = np.zeros(x_BTD.shape)
+    for b, t in np.argwhere(valid_BT):
+        best = np.argmax(x_BTD[b, t] @ p["choice"]["w"])
+        if best < 2:
+            module = p[("small", "big")[best]]
+            y_BTD[b, t] = glu({name: w[0] for name, w in module.items()}, x_BTD[b, t])
+    return y_BTD

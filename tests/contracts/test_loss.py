@@ -209,9 +209,9 @@ def test_relabelled_experts_change_nothing_but_the_labels(name):
 
     def relabelled(path, leaf):
         """Layers before experts in a bank; experts last in a router."""
-        path = sp.path_name(path)
-        axis = 1 if "/ffn/experts/" in path else -1
-        return np.take(np.asarray(leaf), order_E, axis) if "/ffn/experts/" in path or "/ffn/score/" in path else leaf
+        part = sp.path_name(path).partition("/ffn/")[2].partition("/")[0]
+        axis = {"experts": 1, "score": -1}.get(part)
+        return leaf if axis is None else np.take(np.asarray(leaf), order_E, axis)
 
     params = tiny.host_params(M)
     with jax.enable_x64(True):

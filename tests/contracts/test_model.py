@@ -62,6 +62,8 @@ def attend(attn, p, x_BTD, batch):
 
 
 def feed(ffn, p, x_BTD, batch):
+    if "choice" in p:
+        return oracles.duo(p, x_BTD, batch.valid_BT)
     if "experts" not in p:
         return oracles.glu(p, x_BTD)
     if "slots" in p:

@@ -34,7 +34,9 @@ def value(loss, a0_TE, batch=None):
 def stateful(monkeypatch):
     """`seen.value` gives losses no state; a chunk loss begins with its own."""
     total = ChunkSparsity.total
-    monkeypatch.setattr(ChunkSparsity, "total", lambda self, stats, state: total(self, stats, state or self.init(None)))
+    monkeypatch.setattr(
+        ChunkSparsity, "total", lambda self, stats, state: total(self, stats, state or self.init(None))
+    )
 
 
 @pytest.mark.parametrize(("alpha", "want"), [(1, 0.71317), (10, 2.12239), (100, 21.66656)])
@@ -49,7 +51,9 @@ def test_identical_rows_are_at_the_entropy_of_the_pattern():
 
 def test_neighbours_are_of_one_document():
     """Of four tokens the second begins a document and the third is absent: no pair at all, then one."""
-    apart = document(4).replace(seg_BT=np.array([[1, 2, 2, 2]]), valid_BT=np.array([[True, True, False, True]]))
+    apart = document(4).replace(
+        seg_BT=np.array([[1, 2, 2, 2]]), valid_BT=np.array([[True, True, False, True]])
+    )
     assert value(ActivationLocality(alpha=1), A0, apart) == 0
     pair = apart.replace(valid_BT=np.array([[True, True, True, False]]))
     want = value(ActivationLocality(alpha=1), A0[1:3])
@@ -107,7 +111,9 @@ def test_the_loss_equals_loops():
     batch = random_batch(5)
     a1_BTE = np.maximum(np.random.default_rng(5).standard_normal((3, 12, 4)), 0)
     p_BTE = a1_BTE / (a1_BTE.sum(-1, keepdims=True) + EPS)
-    want = np.mean([np.mean(1 - np.prod([1 - p_BTE[c] + EPS for c in cells], axis=0)) for cells in chunks_of(batch, 3)])
+    want = np.mean(
+        [np.mean(1 - np.prod([1 - p_BTE[c] + EPS for c in cells], axis=0)) for cells in chunks_of(batch, 3)]
+    )
     routing = seen.routing(np.zeros((3, 12, 1)), a1_BTE)
     got = float(seen.value(ChunkSparsity(chunk=3), ([routing], batch)))
     assert got == pytest.approx(want, rel=1e-5)

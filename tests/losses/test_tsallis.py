@@ -26,17 +26,23 @@ def five(tokens=slice(None), padded: int = 0):
 
 def test_five_tokens_of_one_router_by_hand():
     routing, batch = five()
-    entropy, balance = (seen.value(loss, ([routing], batch)) for loss in (TsallisEntropy(), KeptMassBalance()))
+    entropy, balance = (
+        seen.value(loss, ([routing], batch)) for loss in (TsallisEntropy(), KeptMassBalance())
+    )
     assert entropy == pytest.approx(0.711278, abs=1e-6)
     assert balance == pytest.approx(1.769136, rel=1e-6)
-    assert TsallisEntropy().weight * entropy + KeptMassBalance().weight * balance == pytest.approx(0.00888192, rel=1e-5)
+    assert TsallisEntropy().weight * entropy + KeptMassBalance().weight * balance == pytest.approx(
+        0.00888192, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [TsallisEntropy(), KeptMassBalance()])
 def test_padding_and_cuts_change_nothing(loss):
     parts = [five(slice(0, 2), padded=2), five(slice(2, 5))]
     whole = seen.value(loss, ([five()[0]], five()[1]))
-    assert seen.value(loss, *(([routing], batch) for routing, batch in parts)) == pytest.approx(whole, rel=1e-6)
+    assert seen.value(loss, *(([routing], batch) for routing, batch in parts)) == pytest.approx(
+        whole, rel=1e-6
+    )
 
 
 def test_layers_are_averaged_before_the_product():
