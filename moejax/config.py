@@ -169,7 +169,12 @@ class TrainConfig:
         for name in ("seed", "eval_every", "trace_every", "verify_every", "watchdog_seconds"):
             require(getattr(self, name) >= 0, f"train.{name}={getattr(self, name)} must not be negative")
         require(self.seq_len >= 2, f"train.seq_len={self.seq_len} must be at least 2")
-        require(len(self.losses) > 0, "train.losses is empty; use at least NextToken()")
+        names = ", ".join(type(loss).__name__ for loss in self.losses) or "nothing"
+        require(
+            any(loss.measures_text for loss in self.losses),
+            f"train.losses holds {names}, which does not measure text, so there would be no held-out bits per "
+            "byte; add NextToken()",
+        )
         require(
             self.spike_factor == 0 or self.spike_factor > 1,
             f"train.spike_factor={self.spike_factor} must be above 1, or 0 to turn it off",

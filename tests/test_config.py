@@ -17,6 +17,7 @@ from moejax.config import (
 from moejax.errors import UsageError
 from moejax.ffn.dense import Dense
 from moejax.losses.next_token import NextToken
+from moejax.losses.z_loss import RouterZ
 from tests.contracts import tiny
 
 BLOCK = BlockConfig(tiny.ATTN, Dense(8))
@@ -48,7 +49,8 @@ def test_layers_are_counted_over_groups_and_blocks():
         (lambda: OptimConfig(learning_rate=0.0), r"learning_rate=0.0 must be positive"),
         (lambda: CheckpointConfig(keep_last=0), r"keep_last=0 must be at least 1"),
         (lambda: TrainConfig(**TRAIN, accumulate=3), r"batch_rows=4 is not divisible by train.accumulate=3"),
-        (lambda: TrainConfig(**{**TRAIN, "losses": ()}), r"train.losses is empty"),
+        (lambda: TrainConfig(**{**TRAIN, "losses": ()}), r"train.losses holds nothing.*add NextToken\(\)"),
+        (lambda: TrainConfig(**{**TRAIN, "losses": (RouterZ(),)}), r"train.losses holds RouterZ.*not measure"),
         (lambda: DataConfig(held_out=1.0), r"data.held_out=1.0 must lie between 0 and 1"),
         (lambda: MeshConfig(data=0), r"mesh.data=0 must be positive, or -1"),
         (lambda: MeshConfig(data=-1, fsdp=-1), r"mesh has -1 on data and fsdp"),

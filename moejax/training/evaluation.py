@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from moejax.errors import UsageError
 from moejax.training import step
 from moejax.training.data.batches import held_out_batches
 from moejax.training.data.corpus import Corpus
@@ -13,26 +12,16 @@ from moejax.training.program import Program
 
 
 class Evaluator:
-    """Measures a state on the held-out rows, by the first loss of the run that measures text.
-
-    Raises:
-      UsageError: no loss does.
-    """
+    """Measures a state on the held-out rows, by the first loss of the run that measures text."""
 
     def __init__(self, program: Program, corpus: Corpus):
         self._program, self._corpus = program, corpus
         m, losses = program.run.model, program.losses
-        text = [index for index, loss in enumerate(losses) if loss.measures_text]
-        if not text:
-            names = ", ".join(type(loss).__name__ for loss in program.run.train.losses)
-            raise UsageError(
-                f"config.train.losses holds {names}, none of which measures text, so held-out bits per byte "
-                "cannot be computed; add NextToken() in the recipe"
-            )
+        text = next(index for index, loss in enumerate(losses) if loss.measures_text)
 
         def sums(params, loss_state, batch):
             # All losses take part: their controllers shape the routing. The compiler drops unused sums.
-            return step.eval_step(params, loss_state, batch, m=m, losses=losses)[text[0]]
+            return step.eval_step(params, loss_state, batch, m=m, losses=losses)[text]
 
         self._sums = jax.jit(sums)
 
