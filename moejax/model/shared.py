@@ -59,6 +59,7 @@ def prepare(params, m, batch, cache):
 
 def carry(m, batch):
     """What every token carries into the first layer."""
+
     def start(spec):
         where = sharding.out("BT" + "." * len(spec.shape))
         zero = jnp.zeros((*batch.token_BT.shape, *spec.shape), spec.dtype, out_sharding=where)

@@ -29,7 +29,9 @@ def cache_specs(m, num_slots: int, length: int):
             "attn": block.attn.cache(m, num_slots, length),
             "ffn": block.ffn.cache(m, num_slots, length),
         }
-        return sp.tree_map(lambda spec: spec.stacked(repeat), {name: tree for name, tree in parts.items() if tree})
+        return sp.tree_map(
+            lambda spec: spec.stacked(repeat), {name: tree for name, tree in parts.items() if tree}
+        )
 
     layers = tuple(tuple(one(block, group.repeat) for block in group.blocks) for group in m.groups)
     return {"layers": layers, "shared": shared.cache_specs(m, num_slots, length)}
