@@ -45,4 +45,4 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table of texts."""
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="scroll"><table class="figures"><tr>{top}</tr>{body}</table></div>'

@@ -4,12 +4,12 @@ CSS = """
 :root {
   color-scheme: light dark;
   --page: #fafaf8; --card: #ffffff; --ink: #1d2430; --soft: #667085; --rule: #e4e5e0; --grid: #eef0ec;
-  --a: #2563eb; --b: #ea580c; --c: #0f766e; --good: #0f766e; --bad: #b42318;
+  --a: #2563eb; --b: #ea580c; --c: #0f766e; --d: #9333ea; --good: #0f766e; --bad: #b42318;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #12151a; --card: #1a1e25; --ink: #e6e9ee; --soft: #98a2b3; --rule: #2c323c; --grid: #252a33;
-    --a: #6ea0ff; --b: #ff9a5c; --c: #4fd1c5; --good: #4fd1c5; --bad: #ff8a80;
+    --a: #6ea0ff; --b: #ff9a5c; --c: #4fd1c5; --d: #c084fc; --good: #4fd1c5; --bad: #ff8a80;
   }
 }
 * { box-sizing: border-box; }
@@ -45,7 +45,7 @@ figcaption {
   vertical-align: middle; background: currentColor;
 }
 .key.a::before { background: var(--a); } .key.b::before { background: var(--b); }
-.key.c::before { background: var(--c); }
+.key.c::before { background: var(--c); } .key.d::before { background: var(--d); }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg.scale { width: 360px; max-width: 100%; margin: .2rem 0 .9rem; }
 svg text { font: 11.5px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif; fill: var(--soft); }
@@ -56,7 +56,9 @@ svg text { font: 11.5px system-ui, -apple-system, "Segoe UI", Roboto, Arial, san
   fill: none; stroke-width: 2; stroke-linejoin: round; } .faint { stroke-opacity: .3; stroke-width: 1.2;
 }
 .line.a { stroke: var(--a); } .line.b { stroke: var(--b); } .line.c { stroke: var(--c); }
+.line.d { stroke: var(--d); }
 .dot.a { fill: var(--a); } .dot.b { fill: var(--b); } .dot.c { fill: var(--c); }
+.dot.d { fill: var(--d); }
 .cross { stroke: var(--soft); stroke-dasharray: 2 3; visibility: hidden; }
 .heat { image-rendering: pixelated; } .frame { fill: none; stroke: var(--rule); }
 .below { fill: rgb(37, 99, 235); } .above { fill: rgb(234, 88, 12); }
@@ -72,6 +74,7 @@ table { border-collapse: collapse; font-size: .88rem; margin-top: .6rem; width: 
 th { text-align: left; color: var(--soft); font-weight: 500; }
 th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
 td { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+.figures td { overflow-wrap: normal; white-space: nowrap; }
 td.mono { font: 12.5px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 #tip {
   position: fixed; display: none; pointer-events: none; white-space: pre; z-index: 2; padding: .35rem .6rem;

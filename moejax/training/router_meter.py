@@ -12,10 +12,12 @@ from moejax.losses.counts import shares, slots_by_row
 class RouterMeter(Loss):
     """Metrics of the routers.
 
-    router/load_LE  share of the routed slots per layer and expert
-    router/load_max its maximum over 1/E, mean over layers
-    router/entropy  of the score shares, nats
-    router/dropped  share of the routed slots
+    router/load_LE        share of the routed slots per layer and expert
+    router/load_max       its maximum over 1/E, mean over layers
+    router/max_violation  the same of the worst layer, less 1: MaxVio of loss-free balancing (Wang et al.
+                          2024, arXiv 2408.15664)
+    router/entropy        of the score shares, nats
+    router/dropped        share of the routed slots
     """
 
     weight: float = 0.0
@@ -41,10 +43,12 @@ class RouterMeter(Loss):
         if not layers:
             return jnp.zeros(()), state, {}
         load = [_load(seen["slots_E"]) for seen in layers]
+        most_L = jnp.concatenate([jnp.max(x, axis=-1) * x.shape[-1] for x in load])
         slots = sum(jnp.sum(seen["slots_E"]) for seen in layers)
         tokens = sum(jnp.sum(seen["tokens"]) for seen in layers)
         metrics = {
-            "router/load_max": jnp.mean(jnp.concatenate([jnp.max(x, axis=-1) * x.shape[-1] for x in load])),
+            "router/load_max": jnp.mean(most_L),
+            "router/max_violation": jnp.max(most_L) - 1,
             "router/entropy": sum(jnp.sum(seen["entropy"]) for seen in layers) / jnp.maximum(tokens, 1.0),
             "router/dropped": sum(jnp.sum(seen["dropped"]) for seen in layers) / jnp.maximum(slots, 1.0),
         }

@@ -146,7 +146,8 @@ def _comparisons(summary: Summary) -> str:
             )
             rows.append((f"step {steps[i]}", name, f"{_share(other.agreement[at])}", *cells))
     head = ("compared with", "", "same expert per id", "set changed", "first choice changed", "overlap lost")
-    return _note(notes.COMPARISONS) + chart("Same expert per token id (share)", lines) + table(head, rows)
+    drawn = chart("Same expert per token id (share)", lines)
+    return _note(notes.COMPARISONS) + f'<div class="wide">{drawn}{table(head, rows)}</div>'
 
 
 def _drops(summary: Summary) -> str:
@@ -159,7 +160,8 @@ def _drops(summary: Summary) -> str:
         found_P = np.isfinite(drop_LKP[:, k]).any(axis=0)
         mean_P = np.nanmean(drop_LKP[:, k][:, found_P], axis=0)
         lines.append(Line(f"choice {k + 1}", np.flatnonzero(found_P) + 1, mean_P, tone=TONES[k], dots=True))
-    return _note(notes.DROPS) + chart("Dropped (share)", lines, x_name="part of the row")
+    drawn = chart("Dropped (share)", lines, x_name="part of the row")
+    return _note(notes.DROPS) + f'<div class="wide">{drawn}<div></div></div>'
 
 
 def _locality(summary: Summary) -> str:
@@ -201,7 +203,7 @@ def _caches(summary: Summary) -> str:
         for cache in caches
     ]
     drawn = chart("Hit rate, one cache for all layers", lines, x_name="experts in the cache")
-    return _note(notes.CACHES) + drawn + table(head, rows)
+    return _note(notes.CACHES) + f'<div class="wide">{drawn}{table(head, rows)}</div>'
 
 
 def _sparsity(summary: Summary) -> str:

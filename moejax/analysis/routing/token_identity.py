@@ -50,7 +50,7 @@ def lookup(id_N, expert_N, fit_N=None, min_count: int = 1) -> Lookup:
     has_V = count_VE.sum(axis=1) >= min_count
     known_N = test_N & has_V[id_N]
     right = count_VE.argmax(axis=1)[id_N[known_N]] == expert_N[known_N]
-    common = expert_N[known_N] == count_VE.sum(axis=0).argmax()
+    common = expert_N[known_N] == count_VE[has_V].sum(axis=0).argmax()
     information, entropy = mutual_information(contingency(id_N[known_N], expert_N[known_N], shape))
     return Lookup(_mean(right), _mean(common), _mean(known_N[test_N]), information, entropy)
 

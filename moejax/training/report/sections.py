@@ -17,6 +17,7 @@ TITLES = {  # of the small charts, in this order; other losses and router metric
     "train/grad_norm": "Gradient norm",
     "speed/tokens_per_s": "Tokens per second",
     "router/load_max": "Largest expert load (1 = even share)",
+    "router/max_violation": "Largest load of any layer above even (0 = even)",
     "router/entropy": "Router entropy (nats)",
     "router/dropped": "Dropped tokens (share)",
 }
