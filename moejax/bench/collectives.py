@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from moejax import sharding
 from moejax.analysis.flops import count
 from moejax.config import MeshConfig
+from moejax.dispatch.adaptive import Adaptive, Mode
 from moejax.dispatch.all_to_all import RaggedAllToAll
 from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.load import Load
@@ -31,17 +32,28 @@ SCHEMES = (
     FixedCell(capacity_factor=1.25, chunks=2),
     FixedCell(capacity_factor=1.25, node_size=4),
 )
+# The same eight devices, four of which hold an expert together.
+SLICED = dataclasses.replace(LOAD, devices=2, slices=4, parameters=16 * 3 * 32 * HIDDEN)
+MODES = tuple(Adaptive((Mode(1.25, r=r),)) for r in (0, 1, 2, 4)) + (
+    Adaptive((Mode(1.25, r=2, chunks=2),)),
+    Adaptive((Mode(1.25, r=2, node_size=4),)),
+    Adaptive((Mode(1.0, r=2), Mode(1.25, r=2))),
+)
+CASES = tuple((scheme, LOAD) for scheme in SCHEMES) + tuple((scheme, SLICED) for scheme in MODES)
 HEAD = f"""# Collective bytes of a MoE layer
 
-What one device of {LOAD.devices} (`mesh.expert={LOAD.devices}`) hands to collectives, and for an all-gather gets, in one layer: \
-{LOAD.tokens} tokens of
-its own, {LOAD.slots} of {LOAD.experts} experts per token, width {LOAD.width}, float32. A formula beside each scheme (`collective_bytes`) predicts \
-it;
-the figures are also counted in the optimised programs, loop bodies times their trips, and a test holds the
-two equal. Made by `python -m moejax.bench.collectives` on {LOAD.devices} CPU devices.
+What one device of eight hands to collectives, and for an all-gather gets, in one layer: its own
+{LOAD.tokens} tokens, {LOAD.slots} of {LOAD.experts} experts per token, width {LOAD.width}, float32.
+
+A formula beside each scheme (`collective_bytes`) predicts it; the figures are also counted in the optimised
+programs, loop bodies times their trips, and a test holds the two equal. Made by
+`python -m moejax.bench.collectives` on 8 CPU devices.
 
 `RaggedAllToAll` is shown as CPU runs it, as a loop of fixed all-to-alls whose count is that of an equal load;
 elsewhere its rows go through one ragged all-to-all, which moves what the loop moves without rounding.
+
+`Adaptive` runs with `mesh.expert={SLICED.devices}` and `mesh.fsdp={SLICED.slices}`: four devices hold an
+expert together. Where `r` is not shown it is 1. The other schemes run with `mesh.expert={LOAD.devices}`.
 
 | scheme | pass | all-gather | reduce-scatter | all-to-all | all-reduce |
 |---|---|---:|---:|---:|---:|
@@ -59,11 +71,14 @@ class Row:
     counted: dict[str, int]
 
 
-def rows(load: Load = LOAD) -> list[Row]:
-    """Every scheme on a mesh of `load.devices`; that many devices must be there."""
-    mesh = sharding.make_mesh(MeshConfig(expert=load.devices))
-    with jax.set_mesh(mesh):
-        return [_row(scheme, load, passes, mesh) for scheme in SCHEMES for passes in (1, 2)]
+def rows(cases=CASES) -> list[Row]:
+    """Every scheme with its load, on a mesh of eight devices, which must be there."""
+    found = []
+    for scheme, load in cases:
+        mesh = sharding.make_mesh(MeshConfig(fsdp=load.slices, expert=load.devices))
+        with jax.set_mesh(mesh):
+            found += [_row(scheme, load, passes, mesh) for passes in (1, 2)]
+    return found
 
 
 def table(found: list[Row]) -> str:
@@ -85,7 +100,7 @@ def _row(scheme: Any, load: Load, passes: int, mesh) -> Row:
         y_BTD, pull = jax.vjp(functools.partial(run, expert_BTK=expert_BTK), *floats)
         return y_BTD, pull(cotangent_BTD)
 
-    p, x_BTD, gate_BTK, expert_BTK = operands(load, mesh)
+    p, x_BTD, gate_BTK, expert_BTK = operands(load, mesh, scheme.sliced)
     if passes == 1:
         lowered = jax.jit(run).lower(p, x_BTD, gate_BTK, expert_BTK)
     else:
@@ -95,26 +110,30 @@ def _row(scheme: Any, load: Load, passes: int, mesh) -> Row:
     return Row(_name(scheme), passes, scheme.collective_bytes(load, passes), counted)
 
 
-def operands(load: Load, mesh):
+def operands(load: Load, mesh, sliced: bool):
     """(p, x_BTD, gate_BTK, expert_BTK) as shapes on the mesh, one row of tokens per device."""
 
     def shape(dims, spec, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(dims, dtype, sharding=jax.NamedSharding(mesh, spec))
 
-    B, T, D, E, K = load.devices, load.tokens, load.width, load.experts, load.slots
-    experts, rows = sharding.stored(("expert", "", "")), sharding.out("BTD")
-    p = {"gate": shape((E, D, HIDDEN), experts), "up": shape((E, D, HIDDEN), experts)}
-    p["down"] = shape((E, HIDDEN, D), experts)
+    B, T, D, E, K = load.devices * load.slices, load.tokens, load.width, load.experts, load.slots
+    embed, ffn = ("expert_embed", "expert_ffn") if sliced else ("embed", "ffn")
+    up, down = sharding.stored(("expert", embed, ffn)), sharding.stored(("expert", ffn, embed))
+    p = {"gate": shape((E, D, HIDDEN), up), "up": shape((E, D, HIDDEN), up)}
+    p["down"] = shape((E, HIDDEN, D), down)
+    rows = sharding.out("BTD")
     return p, shape((B, T, D), rows), shape((B, T, K), rows), shape((B, T, K), rows, jnp.int32)
 
 
-def _name(scheme) -> str:
-    changed = [
-        f"{field.name}={getattr(scheme, field.name)}"
-        for field in dataclasses.fields(scheme)
-        if getattr(scheme, field.name) != field.default
-    ]
-    return f"{type(scheme).__name__}({', '.join(changed)})"
+def _name(value) -> str:
+    """A record by the fields that differ from their defaults."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_name, value))})"
+    if not dataclasses.is_dataclass(value):
+        return repr(value)
+    fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+    changed = ", ".join(f"{field.name}={_name(now)}" for field, now in fields if now != field.default)
+    return f"{type(value).__name__}({changed})"
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ class Mode:
             value = getattr(self, name)
             require(value >= 1, f"dispatch.modes[].{name}={value} must be at least 1")
 
+    def aligned(self, slots: int, slices: int) -> int:
+        """`slots` of an expert, rounded up so that they split over chunks and the devices of a group."""
+        parts = self.chunks * slices // self.r
+        return -(-slots // parts) * parts
+
 
 @dataclasses.dataclass(frozen=True)
 class Adaptive(Dispatch):
@@ -88,6 +93,30 @@ class Adaptive(Dispatch):
                 f"mesh.fsdp*mesh.expert={devices} is not divisible by dispatch.modes[{i}].node_size="
                 f"{mode.node_size}; choose a node_size that divides it, or 1",
             )
+
+    def collective_bytes(self, load, passes: int = 1) -> dict[str, int]:
+        """Bytes that one device hands to collectives (of a gather: gets) in the last mode.
+
+        Args:
+          load: a `dispatch.load.Load`.
+          passes: 2 = with the backward pass, which repeats the forward pass where there are several modes.
+        """
+        mode, S, devices = self.modes[-1], load.slices, load.devices * load.slices
+        forward, backward = passes if len(self.modes) > 1 else 1, passes - 1
+        groups = (S, devices if load.devices > 1 else 1) if mode.r == 0 else (S // mode.r,)
+        weights = sum(load.parameters * load.itemsize // devices * n for n in groups if n > 1)
+        rows = sizes = 0
+        if mode.r > 0:
+            slots = capacity(mode.capacity_factor, load.tokens, load.slots, load.experts)
+            levels = 1 if mode.node_size in (1, devices) else 2
+            rows = levels * 2 * mode.r * load.experts * mode.aligned(slots, S) * load.row_bytes
+            sizes = levels * mode.chunks * S * load.experts * 4
+        return {
+            "all-gather": forward * weights,
+            "reduce-scatter": backward * weights,
+            "all-to-all": (forward + backward) * rows + forward * sizes,
+            "all-reduce": 4 if len(self.modes) > 1 else 0,
+        }
 
     def __call__(self, expert_fn, p, x_BTD, expert_BTK, gate_BTK):
         cut = None
@@ -158,7 +187,7 @@ def _in_mode(mode, size, experts, p, x_ND, gate_NK, expert_NK):
     span = slices // mode.r
     if span > 1:
         p = experts.gathered(p, [list(range(i, i + span)) for i in range(0, slices, span)])
-    E, C = experts.total, -(-size // (span * mode.chunks)) * span * mode.chunks
+    E, C = experts.total, mode.aligned(size, slices)
     order_R, home_NK, size_E = in_cells(expert_NK, E, C)
     cells_ECD = permute(x_ND, order_R, home_NK).reshape(E, C, -1)
     cells_ECD = _there_and_back(mode, functools.partial(compute_cells, experts.compute, p), cells_ECD, size_E)

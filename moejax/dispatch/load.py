@@ -13,6 +13,8 @@ class Load:
     experts: int  # E, of all devices
     width: int  # D
     itemsize: int = 4  # bytes of one number of a row; gates and indices have 4
+    slices: int = 1  # S, devices along the fsdp axis, where it cuts every expert
+    parameters: int = 0  # of all experts, for a dispatch that moves them
 
     @property
     def rows(self) -> int:

@@ -12,6 +12,7 @@ from jax import lax
 from moejax import sharding
 from moejax.analysis import parallel_plan
 from moejax.analysis.hlo.parse import parse
+from moejax.bench import collectives
 from moejax.config import MeshConfig
 from moejax.dispatch.adaptive import Adaptive, Mode
 from moejax.errors import UsageError
@@ -142,6 +143,13 @@ def test_what_is_moved_by_hand(r, exchange, gathered):
     assert both == {kind: size for kind, size in kinds.items() if size}
     predicted = parallel_plan.traffic(SHAPE, SHAPE.rows(None), r)
     assert (predicted.exchange, predicted.weights) == (exchange, gathered)
+
+
+def test_a_ladder_moves_what_its_formula_says():
+    """Aligned cells, two levels, and a second forward pass within the backward pass."""
+    ladder = Adaptive((Mode(1.0, r=1), Mode(1.25, r=2, chunks=3, node_size=4)))
+    for row in collectives.rows([(ladder, collectives.SLICED)]):
+        assert row.counted == {kind: size for kind, size in row.predicted.items() if size}
 
 
 def test_changing_the_mode_moves_no_parameter():
