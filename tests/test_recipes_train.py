@@ -1,4 +1,4 @@
-"""The `tiny` run of every paper's recipe learns: its loss on real text falls over its steps."""
+"""The `tiny` run of every paper's recipe learns: in 200 steps on real text it beats every model of byte frequencies."""
 
 import dataclasses
 import json
@@ -14,10 +14,15 @@ from moejax.training.feed import Feed
 from tests.contracts import tiny
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
-PAPERS = ("blockffn", "duo_llm", "openmoe")
-# Bits per byte of the code below without a model are 8; one that knows no more than how often each byte occurs needs
-# 4.6, which is 3.2 nats.
-KNOWS_MORE_THAN_FREQUENCIES = 2.9
+PAPERS = (
+    "blockffn",
+    "duo_llm",
+    "openmoe",
+    "read_me",
+    "rmoe",
+    "similarity_attention_smoe",
+    "smallthinker",
+)
 
 
 @pytest.fixture(scope="module")
