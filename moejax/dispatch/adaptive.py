@@ -178,8 +178,9 @@ def _names(entry) -> tuple:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def _in_mode(mode, size, experts, p, x_ND, gate_NK, expert_NK):
+def _in_mode(mode, size, experts, *operands):
     """One branch: y_ND of at most `size` rows per expert."""
+    p, x_ND, gate_NK, expert_NK = operands
     if mode.r == 0:
         p = jax.tree.map(lambda w: lax.all_gather(w, AXIS, axis=0, tiled=True), experts.gathered(p))
         return experts.here(p, x_ND, gate_NK, expert_NK)

@@ -16,9 +16,9 @@ GEMM, A2A = Linear(9.24e-2, 4.42e-11), Linear(1.75e-1, 3.06e-7)
 AG, RS, AR = Linear(3.20e-2, 1.68e-7), Linear(3.91e-2, 1.67e-7), Linear(8.37e-2, 5.99e-7)
 
 
-def layer_b(batch, length, width, hidden, slots=2.4, slices=4, products=2):
-    """A layer of the paper's Table 4: `slots` = k f per token, experts cut into `slices`."""
-    rows = slots * batch * length
+def layer_b(batch, length, width, hidden, slots=2.4, slices=4):
+    """A layer of the paper's Table 4: two products, `slots` = k f per token, experts cut into `slices`."""
+    rows, products = slots * batch * length, 2
     n = Chunk(rows * width / slices, rows * width, products * rows * width * hidden / slices, rows * width)
     return Layer(A2A, AG, Linear(products * GEMM.alpha, GEMM.beta), RS, n)
 
