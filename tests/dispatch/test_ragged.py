@@ -92,7 +92,7 @@ def moves(first_PS, size_PS, place_PS, num_devices):
 
 
 def check_plan(num_devices, plan):
-    first_PS, size_PS, place_PS, recv_PS = plan
+    first_PS, size_PS, place_PS, _ = plan
     rows = np.full((num_devices, ROWS, WIDTH), np.nan)  # what is not sent may be anything
     sent = list(moves(first_PS, size_PS, place_PS, num_devices))
     for n, (sender, row, _, _) in enumerate(sent):
