@@ -172,8 +172,8 @@ class TrainConfig:
         names = ", ".join(type(loss).__name__ for loss in self.losses) or "nothing"
         require(
             any(loss.measures_text for loss in self.losses),
-            f"train.losses holds {names}, which does not measure text, so there would be no held-out bits per "
-            "byte; add NextToken()",
+            f"train.losses holds {names}, which does not measure text, so there would be no held-out loss; "
+            "add NextToken()",
         )
         require(
             self.spike_factor == 0 or self.spike_factor > 1,

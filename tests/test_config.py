@@ -50,7 +50,7 @@ def test_layers_are_counted_over_groups_and_blocks():
         (lambda: CheckpointConfig(keep_last=0), r"keep_last=0 must be at least 1"),
         (lambda: TrainConfig(**TRAIN, accumulate=3), r"batch_rows=4 is not divisible by train.accumulate=3"),
         (lambda: TrainConfig(**{**TRAIN, "losses": ()}), r"train.losses holds nothing.*add NextToken\(\)"),
-        (lambda: TrainConfig(**{**TRAIN, "losses": (RouterZ(),)}), r"train.losses holds RouterZ.*not measure"),
+        (lambda: TrainConfig(**{**TRAIN, "losses": (RouterZ(),)}), r"train.losses holds RouterZ.*not"),
         (lambda: DataConfig(held_out=1.0), r"data.held_out=1.0 must lie between 0 and 1"),
         (lambda: MeshConfig(data=0), r"mesh.data=0 must be positive, or -1"),
         (lambda: MeshConfig(data=-1, fsdp=-1), r"mesh has -1 on data and fsdp"),

@@ -206,10 +206,10 @@ class Trainer:
             why = f"the state of step {done} is not finite and was not saved, though every update was"
             self._give_up(state, done, why, "the same command goes on from the newest checkpoint")
         meta = self._feed.meta()
-        if result:
-            meta |= {"metric": result["eval/loss"]}
-        if done == self._cfg.steps:
+        if done == self._cfg.steps:  # over all rows: not to be compared, and the last step is kept anyway
             meta |= {"result": result}
+        elif result:
+            meta |= {"metric": result["eval/loss"]}
         self._checkpoints.save(done, state, meta)
         self.reporter.saved()
 

@@ -6,6 +6,7 @@ import logging
 import pathlib
 import shutil
 
+import jax.numpy as jnp
 import pytest
 
 from moejax import overrides
@@ -68,7 +69,8 @@ def evaluations(run_dir) -> list[tuple[int, float]]:
 def test_a_checkpoint_knows_how_good_it_is(done):
     checkpoints = Checkpointer(done.result.run_dir, CheckpointConfig(), read_only=True)
     meta = {step: checkpoints.restore_meta(step) for step in checkpoints.steps()}
-    assert [(step, one["metric"]) for step, one in meta.items()] == evaluations(done.result.run_dir)
+    metric = [(step, one["metric"]) for step, one in meta.items() if "metric" in one]
+    assert metric == evaluations(done.result.run_dir)[:-1]  # the last has seen other rows
     assert list(meta) == [2, 4, 6]
     assert ["result" in one for one in meta.values()] == [False, False, True]
     assert meta[6]["result"]["eval/bits_per_byte"] == done.result.bits_per_byte
@@ -121,4 +123,4 @@ class Biased(NextToken):
     """A loss that remembers something, and so has a place in the checkpoint."""
 
     def init(self, m):
-        return {"memory": loop.jnp.zeros(3)}
+        return {"memory": jnp.zeros(3)}
