@@ -38,8 +38,11 @@ time the same command starts it again. In the end it is compared with an undistu
 | --- | --- | --- |
 {table}
 
-A save runs beside the steps that follow it, so a kill can lose up to two intervals: the steps since the
-newest checkpoint, and those of a save that was still being written.
+A save runs beside the steps that follow it, so a kill loses at most one interval and the steps that are
+made while one save is written; the next save waits for it, so that is never more than two intervals. Steps
+of this run take milliseconds and a save some tenths of a second, with files hashed and synced: the kills at
+two intervals are those of a save that was not whole yet. A model whose save takes a small part of an interval
+loses little more than one.
 """
 
 

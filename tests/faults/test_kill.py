@@ -17,7 +17,8 @@ def test_killed_at_random_moments(train, straight, tmp_path):
     run_dir = tmp_path / "run"
     seen = kill_often(train, run_dir, (), some_seed(), kills=3, steps=30)
     print(seen)
-    # A save runs beside the next steps, and the one after it waits for it: two intervals at most are lost.
+    # One interval and the steps made while a save is written are lost; the next save waits for it, and these
+    # steps are so short that it has to: two intervals at most.
     assert all(kill.logged - kill.saved <= 2 * EVERY for kill in seen)
     check_equal(run_dir, straight)
 
