@@ -1,9 +1,9 @@
 """Every record that passes between parts, and every protocol that a technique can implement.
 
 Read this file first. A technique is a frozen dataclass that subclasses one protocol; methods with a body
-here are defaults. The recipe that wants it holds it in its config; nothing else knows its name. Arrays follow the letters of
-`moejax.dims`. Expert index E (one past the last) means "nowhere": padding, dropped and unused slots are
-all empty slots with gate 0.
+here are defaults. The recipe that wants it holds it in its config; nothing else knows its name. Arrays follow
+the letters of `moejax.dims`. Expert index E (one past the last) means "nowhere": padding and unused slots are
+empty slots with gate 0.
 """
 
 from collections.abc import Callable

@@ -58,6 +58,11 @@ class Capacity(Selector):
                 f"selector.{name}={value!r} is not one of {', '.join(known)}; choose one of them",
             )
         require(
+            self.selector.causal,
+            f"selector.selector={type(self.selector).__name__} has limits of its own; give Capacity a causal "
+            "selector, such as TopK",
+        )
+        require(
             self.factor > 0,
             f"selector.factor={self.factor} must be positive; to drop nothing, use the inner "
             f"{type(self.selector).__name__} without Capacity",

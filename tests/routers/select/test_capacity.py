@@ -213,6 +213,8 @@ def test_what_cannot_work_is_refused():
         UsageError, match=r"selector.factor=0 must be positive; to drop nothing, use the inner TopK"
     ):
         Capacity(TopK(2), factor=0)
+    with pytest.raises(UsageError, match=r"selector.selector=Capacity has limits of its own"):
+        Capacity(Capacity(TopK(2)))
     with pytest.raises(UsageError, match=r"selector.group='all' is not one of row, shard, global"):
         Capacity(TopK(2), group="all")
     with pytest.raises(UsageError, match=r"selector.order='random' is not one of position, score"):
