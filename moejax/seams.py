@@ -191,9 +191,6 @@ class Scorer(Protocol):
     sparse: bool = False  # a score of 0 says that an expert is not wanted
     shared: str = ""
 
-    def check_mesh(self, mesh) -> None:
-        """Raise UsageError unless the MeshConfig suits it."""
-
     def specs(self, m, num_experts: int) -> Tree: ...
     def score(self, p, i: RouteIn) -> tuple[Array, Array, Memory]: ...  # logit_BTE, score_BTE, memory
 
@@ -244,9 +241,6 @@ ExpertFn = Callable[[Tree, Array, Array], Array]  # (p, rows_RD sorted by expert
 
 class Dispatch(Protocol):
     """Moves rows to experts and back; it calls the experts, so overlap and transport stay inside."""
-
-    def check_mesh(self, mesh) -> None:
-        """Raise UsageError unless the MeshConfig suits it."""
 
     sliced: bool = False  # the fsdp axis cuts stored experts along their own width, not along the model's
 
