@@ -65,7 +65,7 @@ KINDS = ("all-gather", "reduce-scatter", "all-to-all", "all-reduce")
 class Row:
     """One scheme in a forward pass, or in a forward and a backward pass."""
 
-    scheme: str
+    scheme: Any  # Dispatch
     passes: int
     predicted: dict[str, int]
     counted: dict[str, int]
@@ -87,7 +87,7 @@ def table(found: list[Row]) -> str:
     for row in found:
         name = "forward" if row.passes == 1 else "and backward"
         figures = " | ".join(f"{row.counted.get(kind, 0):,}" for kind in KINDS)
-        lines.append(f"| `{row.scheme}` | {name} | {figures} |")
+        lines.append(f"| `{_name(row.scheme)}` | {name} | {figures} |")
     return HEAD + "\n".join(lines) + "\n"
 
 
@@ -107,7 +107,7 @@ def _row(scheme: Any, load: Load, passes: int, mesh) -> Row:
         lowered = jax.jit(step).lower(x_BTD, expert_BTK, p, x_BTD, gate_BTK)
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})  # it will not run
     counted = count(compiled).collective_bytes
-    return Row(_name(scheme), passes, scheme.collective_bytes(load, passes), counted)
+    return Row(scheme, passes, scheme.collective_bytes(load, passes), counted)
 
 
 def operands(load: Load, mesh, sliced: bool):

@@ -39,7 +39,7 @@ class RaggedAllToAll(Dispatch):
         return on_every_device(run, (p, x_BTD, expert_BTK, gate_BTK), self.chunks)
 
     def collective_bytes(self, load, passes: int = 1, platform: str = "cpu") -> dict[str, int]:
-        """Bytes that one device hands to collectives (of a gather: gets) when no slot is empty and loads are equal.
+        """Bytes that one device hands to collectives (of a gather: gets), no slot empty and all loads equal.
 
         Args:
           load: a `dispatch.load.Load`.
@@ -51,7 +51,7 @@ class RaggedAllToAll(Dispatch):
         if platform != "cpu":
             return counts | {"ragged-all-to-all": passes * 2 * load.rows * load.row_bytes}
         in_cells = sum(load.devices * math.prod(cells(share.rows, load.devices)) for share in shares)
-        longest = passes * 2 * len(shares) * 4
+        longest = 2 * 4 * len(shares)  # message, there and back; the backward pass has it already
         return counts | {"all-to-all": passes * 2 * in_cells * load.row_bytes, "all-reduce": longest}
 
 

@@ -53,7 +53,7 @@ class FixedCell(Dispatch):
         )
 
     def collective_bytes(self, load, passes: int = 1) -> dict[str, int]:
-        """Bytes that one device hands to collectives in a forward pass (`passes` = 2: and the backward pass)."""
+        """Bytes that one device hands to collectives in a forward pass; 2 passes = and the backward pass."""
         levels = 1 if self.node_size in (1, load.devices) else 2
         cells = load.experts * self._slots(load.tokens, load.slots, load.experts) * load.row_bytes
         return {"all-to-all": levels * (passes * 2 * cells + self.chunks * 4 * load.experts)}
