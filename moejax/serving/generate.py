@@ -57,6 +57,7 @@ class Rows:
     left_B: jax.Array  # i32; tokens that may still come
     stopped_B: jax.Array  # bool; the end token came
     settings: SamplingRows
+    probe: Any = struct.field(pytree_node=False, default=None)  # of the forward passes
 
     @property
     def active_B(self):
@@ -159,17 +160,13 @@ def _decode_group(
     token_BT = np.zeros((num_rows, prompt_len), np.int32)
     for row, request in enumerate(group):
         token_BT[row, : len(request.tokens)] = request.tokens
-    rows = _new_rows(model, group, num_rows)
-    rows, seen = prefill(
-        model.params, model.sides, token_BT, rows, m=model.cfg, length=length, probe=notes.probe
-    )
+    rows = _new_rows(model, group, num_rows).replace(probe=notes.probe)
+    rows, seen = prefill(model.params, model.sides, token_BT, rows, m=model.cfg, length=length)
     notes.prompt(seen)
     first_tokens = zip(*_host(rows.token_B, rows.stopped_B), strict=True)
     written = [[] if stopped else [token] for token, stopped in first_tokens]
     while np.any(rows.active_B):
-        rows, token_BT, count_B, seen = decode(
-            model.params, model.sides, rows, m=model.cfg, probe=notes.probe
-        )
+        rows, token_BT, count_B, seen = decode(model.params, model.sides, rows, m=model.cfg)
         notes.generated(seen)
         for own, token_T, count in zip(written, *_host(token_BT, count_B), strict=True):
             own.extend(token_T[:count])
@@ -231,28 +228,31 @@ def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Co
     return Completion(model.tokenizer.decode(tokens), tuple(tokens), reason, len(request.tokens))
 
 
-@functools.partial(jax.jit, static_argnames=("m", "length", "probe"))
-def prefill(params, sides, token_BT, rows: Rows, *, m, length: int, probe=None):
+@functools.partial(jax.jit, static_argnames=("m", "length"))
+def prefill(params, sides, token_BT, rows: Rows, *, m, length: int):
     """(rows, seen): read the prompts into a new cache of `length` positions and draw the first token of each.
 
     Args:
       token_BT: prompts, padded on the right.
       rows: without a cache; `pos_B` is the length of each prompt, 0 for a row without a request.
-      probe: of the forward pass; then `seen` is (the batch, what it saw).
+
+    With a probe, `seen` is (the batch, what the probe saw).
     """
     B, T = token_BT.shape
     pos_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T))
     batch = Batch(token_BT, pos_BT, jnp.ones((B, T), jnp.int32), pos_BT < rows.pos_B[:, None])
-    out = decoder.forward(params, m, batch, cache=decoder.init_cache(m, B, length), sides=sides, probe=probe)
+    out = decoder.forward(
+        params, m, batch, cache=decoder.init_cache(m, B, length), sides=sides, probe=rows.probe
+    )
     last_B11 = jnp.maximum(rows.pos_B - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(out.hidden_BTD, last_B11, axis=1)
     logits_B1V = decoder.unembed(params, m, last_B1D)  # nobody reads the logits of the other positions
     rows, _ = _draw(rows.replace(cache=out.cache), logits_B1V[:, 0], rows.pos_B)
-    return rows, (batch, out.probes) if probe else ()
+    return rows, (batch, out.probes) if rows.probe else ()
 
 
-@functools.partial(jax.jit, static_argnames=("m", "probe"), donate_argnames="rows")
-def decode(params, sides, rows: Rows, *, m, probe=None):
+@functools.partial(jax.jit, static_argnames="m", donate_argnames="rows")
+def decode(params, sides, rows: Rows, *, m):
     """(rows, token_BT, count_B, seen): up to STEPS more tokens per row; the first `count_B` are there.
 
     With a probe, `seen` is that of `prefill`, with a leading dim over the steps.
@@ -265,9 +265,9 @@ def decode(params, sides, rows: Rows, *, m, probe=None):
     def one(rows):
         seg_B1 = jnp.ones_like(rows.token_B)[:, None]
         batch = Batch(rows.token_B[:, None], rows.pos_B[:, None], seg_B1, rows.active_B[:, None])
-        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides, probe=probe)
+        out = decoder.forward(params, m, batch, cache=rows.cache, sides=sides, probe=rows.probe)
         rows, new_B = _draw(rows.replace(cache=out.cache), out.logits_BTV[:, 0], rows.pos_B + 1)
-        return rows, new_B, (batch, out.probes) if probe else ()
+        return rows, new_B, (batch, out.probes) if rows.probe else ()
 
     def body(carry):
         step, rows, token_BT, count_B, seen = carry

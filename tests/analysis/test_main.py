@@ -35,6 +35,13 @@ def run_dir(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("analysis"), recipe.config(), **{"train.checkpoint.every": "2"})
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_a_run_is_analysed(run_dir, capsys):
     assert analyse(run_dir, "--rows=12") == 0
     assert f"open {run_dir / 'analysis.html'}" in capsys.readouterr().out
@@ -78,12 +85,11 @@ def test_given_traces_are_analysed(run_dir, tmp_path, capsys):
         (["RUN", "--trace=RUN/routing.npz", "--trace=other.npz"], 2, "give traces of one model"),
     ],
 )
-def test_what_cannot_work_is_refused(run_dir, tmp_path, monkeypatch, capsys, argv, code, words):
-    monkeypatch.chdir(tmp_path)
+def test_what_cannot_work_is_refused(run_dir, here, capsys, argv, code, words):
     traces.random(0).save("other.npz")
     assert analyse(*(arg.replace("RUN", str(run_dir)) for arg in argv)) == code
     assert words in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["other.npz"]
+    assert [path.name for path in here.iterdir()] == ["other.npz"]
 
 
 def test_runs_that_have_nothing_to_analyse(run_dir, tmp_path, capsys):
