@@ -2,8 +2,8 @@
 
     python train.py --config=configs/blockffn.py --workdir=runs/blockffn
 
-Experts are many, narrow and without a gate (a gate destroys the router's sparsity). No balance loss. The weight of the
-chunk loss is ten times the paper's 0.05 and its factor moves earlier, because the run is short.
+Experts are many, narrow and without a gate (a gate destroys the router's sparsity). No balance loss. The
+weight of the chunk loss is ten times the paper's 0.05 and its factor moves earlier, because the run is short.
 """
 
 from configs import base

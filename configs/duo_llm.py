@@ -1,10 +1,11 @@
 """Duo-LLM: every layer has a small and a big feed-forward module, drawn at random for each token and layer.
 
-    python train.py --config=configs/duo_llm.py --workdir=runs/duo_llm                  stage 1: no router shapes the modules
-    python train.py --config=configs/duo_llm.py:router --workdir=runs/duo_llm_router    routers and modules together
+    python train.py --config=configs/duo_llm.py --workdir=runs/duo_llm                  stage 1: no router yet
+    python train.py --config=configs/duo_llm.py:router --workdir=runs/duo_llm_router    routers and modules
 
-Afterwards `moejax.analysis.route_oracle` finds the best route of every token, and `moejax.ffn.duo.route_sides` leads
-tokens along any route. Expect the best route with one big layer of six to beat all-big, and no router to come near it.
+Afterwards `moejax.analysis.route_oracle` finds the best route of every token, and
+`moejax.ffn.duo.route_sides` leads tokens along any route. Expect the best route with one big layer of six to
+beat all-big, and no router to come near it.
 """
 
 import dataclasses

@@ -1,14 +1,18 @@
 """Which token gets how much compute: the least total loss under a total budget, without an integer program.
 
-Input is the loss of every token for each number of big layers (`route_oracle.Oracle.loss_CBT`), which need not fall
-or be convex: more layers can be worse. Not part of Duo-LLM (arXiv 2410.10846), whose budgets are equal for all.
+Input is the loss of every token for each number of big layers (`route_oracle.Oracle.loss_CBT`), which need
+not fall or be convex: more layers can be worse. Not part of Duo-LLM (arXiv 2410.10846), whose budgets are
+equal for all.
 
-allocate        the lower convex hull of each token's losses, steps taken in the order of their gain per layer: exact
-                wherever the total is spent at the end of a step, otherwise within `gap` of the optimum.
-allocate_exact  dynamic programming over the total, O(tokens * total * C): the optimum, for a few thousand tokens.
+allocate        the lower convex hull of each token's losses, steps taken in the order of their gain per
+                layer: exact wherever the total is spent at the end of a step, otherwise within `gap` of the
+                optimum.
+allocate_exact  dynamic programming over the total, O(tokens * total * C): the optimum, for a few thousand
+                tokens.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -29,7 +33,9 @@ def allocate(loss_NC: np.ndarray, total: int) -> Allocation:
     loss_NC = _checked(loss_NC, total)
     token, start, end, gain = _hull_steps(loss_NC)
     size = end - start
-    order = np.lexsort((start, token, -gain / size))  # a token's own steps have falling slopes: they stay in order
+    order = np.lexsort(
+        (start, token, -gain / size)
+    )  # a token's own steps have falling slopes: they stay in order
     token, start, end, gain, size = (x[order] for x in (token, start, end, gain, size))
     fits = np.cumsum(size) <= total
     layers_N = np.zeros(len(loss_NC), np.int32)
@@ -64,8 +70,14 @@ def allocate_exact(loss_NC: np.ndarray, total: int) -> Allocation:
 
 def _checked(loss_NC, total) -> np.ndarray:
     loss_NC = np.asarray(loss_NC, np.float64)
-    require(loss_NC.ndim == 2 and loss_NC.size > 0, f"losses of shape {loss_NC.shape}: expected [tokens, layers + 1]")
-    require(bool(np.isfinite(loss_NC).all()), "a loss is not finite; try every number of big layers for every token")
+    require(
+        loss_NC.ndim == 2 and loss_NC.size > 0,
+        f"losses of shape {loss_NC.shape}: expected [tokens, layers + 1]",
+    )
+    require(
+        bool(np.isfinite(loss_NC).all()),
+        "a loss is not finite; try every number of big layers for every token",
+    )
     require(total >= 0, f"total={total} layers must not be negative")
     return loss_NC
 
@@ -81,7 +93,7 @@ def _hull_steps(loss_NC):
             while len(hull) > 1 and _above(loss_C, hull[-2], hull[-1], c):
                 hull.pop()
             hull.append(c)
-        steps += [(token, a, b, loss_C[a] - loss_C[b]) for a, b in zip(hull, hull[1:], strict=False)]
+        steps += [(token, a, b, loss_C[a] - loss_C[b]) for a, b in itertools.pairwise(hull)]
     columns = np.array(steps, np.float64).reshape(-1, 4).T
     token, start, end = columns[:3].astype(np.int64)
     return token, start, end, columns[3]

@@ -1,12 +1,14 @@
 """How far a router is from the best route of every token, found by trying them all.
 
-Duo-LLM (Alizadeh et al. 2024, arXiv 2410.10846). A route names a module per layer: 0 small, 1 big, 2 skip; its budget
-is the number of big layers. The paper leaves open how the tokens before one are routed; there are two readings:
+Duo-LLM (Alizadeh et al. 2024, arXiv 2410.10846). A route names a module per layer: 0 small, 1 big, 2 skip;
+its budget is the number of big layers. The paper leaves open how the tokens before one are routed; there are
+two readings:
 
-search_parallel  the whole sequence takes one route, for every route; each token then takes its own minimum. The
-                 chosen losses come from different contexts: a bound, not a perplexity that could be reached.
-search_greedy    each token tries all routes after what the tokens before it chose, and takes the best: reachable
-                 by someone who knows the targets.
+search_parallel  the whole sequence takes one route, for every route; each token then takes its own minimum.
+                 The chosen losses come from different contexts: a bound, not a perplexity that could be
+                 reached.
+search_greedy    each token tries all routes after what the tokens before it chose, and takes the best:
+                 reachable by someone who knows the targets.
 
 Ties go to fewer big layers, then to the lowest route. Host code; the model comes in as functions.
 """
@@ -20,13 +22,16 @@ from moejax.config import require
 
 
 def route_table(layers: int, budget: int | None = None, options: int = 2) -> np.ndarray:
-    """i8[R, L]: all routes through `layers`, in the order of counting; with a budget, those of that many big layers.
+    """i8[R, L]: all routes through `layers`, in the order of counting; with a budget, those of that many big
+    layers.
 
     Args:
       options: 2 for small and big, 3 with skip.
     """
     require(options in (2, 3), f"options={options} must be 2 (small, big) or 3 (with skip)")
-    require(budget is None or 0 <= budget <= layers, f"budget={budget} must lie between 0 and layers={layers}")
+    require(
+        budget is None or 0 <= budget <= layers, f"budget={budget} must lie between 0 and layers={layers}"
+    )
     place_L = options ** np.arange(layers)[::-1]
     route_RL = (np.arange(options**layers)[:, None] // place_L % options).astype(np.int8)
     return route_RL if budget is None else route_RL[count_big(route_RL) == budget]
@@ -39,7 +44,7 @@ def count_big(route_RL) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Oracle:
-    """What `search_parallel` found, per number of big layers, C = L + 1; loss inf and route -1 where none was tried."""
+    """What `search_parallel` found for each number of big layers, C = L + 1; inf where none was tried."""
 
     route_RL: np.ndarray  # what was tried
     mean_R: np.ndarray  # loss of each route, if all tokens take it; nats per weighted token
@@ -71,8 +76,8 @@ def search_parallel(losses, route_RL, weight_BT, chunk: int = 64) -> Oracle:
     """Try every route on whole sequences, keeping one minimum per token and budget: memory of O(L B T).
 
     Args:
-      losses: i8[chunk, L] -> f32[chunk, B, T], as `ffn.duo.losses_of_routes`; always called with `chunk` routes.
-      weight_BT: of each token in the means.
+      losses: i8[chunk, L] -> f32[chunk, B, T], as `ffn.duo.losses_of_routes`; always called with `chunk`
+      routes. weight_BT: of each token in the means.
     """
     route_RL, weight_BT = np.asarray(route_RL), np.asarray(weight_BT, np.float64)
     R, L = route_RL.shape

@@ -3,15 +3,17 @@
 Duo-LLM: A Framework for Studying Adaptive Computation in Large Language Models (Alizadeh et al. 2024,
 arXiv 2410.10846). Attention is shared; a route names the module of every layer: small, big, or skip.
 
-Drawn    stage 1: the module of every token and layer is drawn anew in each step, so that no router shapes them.
-Learned  stage 3: P = softmax(beta x W). Training mixes, y = sum_c P_c H_c, towards a budget (`losses.budget`);
-         without a key, as in evaluation, each token passes the likeliest module alone.
+Drawn    stage 1: the module of every token and layer is drawn anew in each step, so that no router shapes
+         them.
+Learned  stage 3: P = softmax(beta x W). Training mixes, y = sum_c P_c H_c, towards a budget
+         (`losses.budget`); without a key, as in evaluation, each token passes the likeliest module alone.
 
-As experts, small is 0, big is 1, and a token that skips has empty slots. Routes are data (`route_sides`): the same
-compiled program runs them all. Each module is a bank of its own, so neither is padded to the other's width.
+As experts, small is 0, big is 1, and a token that skips has empty slots. Routes are data (`route_sides`): the
+same compiled program runs them all. Each module is a bank of its own, so neither is padded to the other's
+width.
 
-Differs from the paper: its temperature divides the exponentials and cancels; here beta multiplies the logits. Skips
-may be drawn too.
+Differs from the paper: its temperature divides the exponentials and cancels; here beta multiplies the logits.
+Skips may be drawn too.
 """
 
 import dataclasses
@@ -52,7 +54,7 @@ class Drawn:
         return {}
 
     def weigh(self, p, i, allow_BTM):
-        """(logits, probabilities, weights) over small, big, skip; without a key the widest that is allowed."""
+        """(logits, probabilities, weights) over small, big, skip; without a key the widest allowed one."""
         known_M = [math.log(share) if share > 0 else -jnp.inf for share in (*self.used, self.skip)]
         logit_BTM = jnp.where(allow_BTM, jnp.array(known_M)[None, None], -jnp.inf)
         only_BTM = jnp.isneginf(jnp.max(logit_BTM, axis=-1, keepdims=True))  # allowed, though never drawn
@@ -153,7 +155,7 @@ class Duo(Ffn):
         return y_BTD, routing, i.memory
 
     def _allowed(self, i):
-        """bool[B, T, 3]. A route that allows one module alone means it; one that allows none means to skip."""
+        """bool[B, T, 3]. A side that allows one module alone means it, one that allows none means to skip."""
         B, T = i.batch.valid_BT.shape
         allow = i.side.allow_BE
         if allow is None:
@@ -176,7 +178,8 @@ def route_sides(m, route_LBT):
     """`sides` for `forward` that lead every token along its route.
 
     Args:
-      route_LBT: i8 [layers with a Duo, B or 1, T or 1]: SMALL, BIG or SKIP, in the order in which a token passes.
+      route_LBT: i8 [layers with a Duo, B or 1, T or 1]: SMALL, BIG or SKIP, in the order in which a token
+      passes.
     """
     allow_LBTE = route_LBT[..., None] == jnp.arange(SKIP)[None, None, None]
     sides, first = [], 0
@@ -195,7 +198,7 @@ def losses_of_routes(params, m, batch, route_RL):
 
 
 def try_routes(params, m, batch, cache, route_RL):
-    """f32[R, B]: -log p(target) of one position after the cache, for each route that its tokens could take."""
+    """f32[R, B]: -log p(target) of one position after the cache, for each route its tokens could take."""
     return jax.lax.map(
         lambda route_L: _routed(params, m, batch, cache, route_L[:, None, None])[0][:, 0], route_RL
     )

@@ -1,11 +1,11 @@
 """A budget for what a token's route costs.
 
 Duo-LLM: A Framework for Studying Adaptive Computation in Large Language Models (Alizadeh et al. 2024,
-arXiv 2410.10846), section 3.3: (mean over layers and tokens of P_big - budget)^2, one term per sequence, then the
-mean over sequences; so no sequence can take the share of another.
+arXiv 2410.10846), section 3.3: (mean over layers and tokens of P_big - budget)^2, one term per sequence, then
+the mean over sequences; so no sequence can take the share of another.
 
-Differs from the paper: each expert has a cost of its own; with costs (0, 1) the expected cost is P_big. What a
-router gives to no expert at all, as for skipping a layer, costs nothing.
+Differs from the paper: each expert has a cost of its own; with costs (0, 1) the expected cost is P_big. What
+a router gives to no expert at all, as for skipping a layer, costs nothing.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ class Budget(Loss):
     cost: tuple[float, ...] = (0.0, 1.0)  # of each expert
 
     def __post_init__(self):
-        low, high = min(self.cost, default=0.0), max(self.cost, default=0.0)
+        low, high = min(0.0, *self.cost), max(0.0, *self.cost)  # a token that skips costs nothing
         require(
-            low <= self.target <= high or 0 <= self.target <= high,
+            low <= self.target <= high,
             f"losses[].target={self.target} is out of reach of losses[].cost={self.cost}; choose a target "
-            f"between {min(low, 0.0)} and {high}",
+            f"between {low} and {high}",
         )
 
     def probe(self, out, batch):
@@ -36,7 +36,7 @@ class Budget(Loss):
         score_BTE = out.routing.score_BTE
         E = score_BTE.shape[-1]
         require(
-            E == len(self.cost),
+            len(self.cost) == E,
             f"losses[].cost={self.cost} is for {len(self.cost)} experts, the layer has {E}",
         )
         cost_BT = score_BTE.astype(jnp.promote_types(score_BTE.dtype, jnp.float32)) @ jnp.array(self.cost)

@@ -1,7 +1,7 @@
 """Load balance of first choices.
 
-GShard: Scaling Giant Models with Conditional Computation (Lepikhin et al. 2020, arXiv 2006.16668), in the form
-of Tutel (arXiv 2206.03382): E * sum_e (mean score of e) * (share of the tokens whose first choice is e),
+GShard: Scaling Giant Models with Conditional Computation (Lepikhin et al. 2020, arXiv 2006.16668), in the
+form of Tutel (arXiv 2206.03382): E * sum_e (mean score of e) * (share of the tokens whose first choice is e),
 averaged over layers; 1 at perfect balance.
 
 Differs from the papers: means are over the whole batch, not over one device's tokens; scores that do not sum

@@ -1,10 +1,10 @@
 """Load balance by importance and expected load.
 
 Outrageously Large Neural Networks (Shazeer et al. 2017, arXiv 1701.06538), appendix A, in the form of Tutel
-(arXiv 2206.03382): (CV^2(importance) + CV^2(load)) / 2, averaged over layers. The importance of an expert is the
-sum of its scores; its load is the expected number of tokens that reach their k-th chosen logit under fresh
-noise, sum_t Phi((logit_te - k-th logit_t) / std), with std = noise / E; CV is the standard deviation over experts
-divided by the mean.
+(arXiv 2206.03382): (CV^2(importance) + CV^2(load)) / 2, averaged over layers. The importance of an expert is
+the sum of its scores; its load is the expected number of tokens that reach their k-th chosen logit under
+fresh noise, sum_t Phi((logit_te - k-th logit_t) / std), with std = noise / E; CV is the standard deviation
+over experts divided by the mean.
 
 Differs from the papers: both sides of the difference are logits (Tutel's code subtracts logits from scores),
 as the choice saw them, noise included; sums are over the whole batch, not over one device's tokens.
@@ -28,8 +28,8 @@ class LoadImportance(Loss):
     def __post_init__(self):
         require(
             self.noise > 0,
-            f"losses[].noise={self.noise} must be positive: without noise a load has no slope; give it and the "
-            "scorer the same noise, or use GShard",
+            f"losses[].noise={self.noise} must be positive: without noise a load has no slope; give it and "
+            "the scorer the same noise, or use GShard",
         )
 
     def probe(self, out, batch):

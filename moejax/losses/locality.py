@@ -1,19 +1,22 @@
 """Few experts over a whole chunk of tokens.
 
-BlockFFN: Towards End-Side Acceleration-Friendly Mixture-of-Experts with Chunk-Level Activation Sparsity (Song et
-al. 2025, arXiv 2507.08771). With a0 the router's logits and a1 its scores, relu(a0):
+BlockFFN: Towards End-Side Acceleration-Friendly Mixture-of-Experts with Chunk-Level Activation Sparsity (Song
+et al. 2025, arXiv 2507.08771). With a0 the router's logits and a1 = relu(a0), here the
+positive part of its scores:
 
-ActivationLocality  mean over neighbours t, t+1 and experts of the cross-entropy of sigmoid(alpha a0[t]) against
-                    sigmoid(alpha a0[t+1]); both tokens have a gradient.
+ActivationLocality  mean over neighbours t, t+1 and experts of the cross-entropy of sigmoid(alpha a0[t])
+                    against sigmoid(alpha a0[t+1]); both tokens have a gradient.
 ChunkSparsity       p = a1 / (sum_e a1 + 1e-5); mean over chunks and experts of
-                    P_e = 1 - exp(sum over the chunk of log(1 - p_e + 1e-5)), the chance that any token of the chunk
-                    uses e, times a factor that grows while P stops falling.
+                    P_e = 1 - exp(sum over the chunk of log(1 - p_e + 1e-5)), the chance that any token of the
+                    chunk uses e, times a factor that grows while P stops falling.
 
-Neighbours and chunks are of one document in one row; the end of a document or row may be a shorter chunk. Both are
-averaged over layers. Uniform scores and one-hot scores are not at zero: entropy of the soft pattern, and 1/E.
+Neighbours and chunks are of one document in one row; the end of a document or row may be a shorter chunk.
+Both are averaged over layers. Uniform scores and one-hot scores are not at zero but at the entropy of the
+soft pattern, and 1/E.
 
-Differs from the paper, besides chunks that never straddle documents: the factor moves to its next value linearly
-over a period and is at most 4, as in the paper's code; the first period has none before it and changes nothing.
+Differs from the paper, besides chunks that never straddle documents: the factor moves to its next value
+linearly over a period and is at most 4, as in the paper's code; the first period has none before it and
+changes nothing.
 """
 
 import dataclasses
@@ -134,7 +137,7 @@ class ChunkSparsity(Loss):
 
 def begin_chunk(batch, length: int):
     """bool[B, T]: tokens that begin a chunk of up to `length` positions of one document in one row."""
-    B, T = batch.valid_BT.shape
+    T = batch.valid_BT.shape[1]
     at_BT = jnp.where(batch.valid_BT, jnp.arange(T)[None], -1)
     before_BT = jnp.pad(jax.lax.cummax(at_BT, axis=1)[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
 

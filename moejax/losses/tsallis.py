@@ -4,8 +4,9 @@ DynMoLE: Boosting Mixture of LoRA Experts Fine-Tuning with a Hybrid Routing Mech
 arXiv 2504.00661), as in its code:
 
 TsallisEntropy   the mean over tokens and layers of the router's normalised Tsallis entropy.
-KeptMassBalance  E * sum_e f_e P_e with f_e the mean gate of expert e and P_e its mean score share, both over all
-                 tokens of all layers before the product; 1 for a uniform router, E where one expert takes all.
+KeptMassBalance  E * sum_e f_e P_e with f_e the mean gate of expert e and P_e its mean score share, both over
+                 all tokens of all layers before the product; 1 for a uniform router, E where one expert takes
+                 all.
 
 Differs from the paper: padding is left out of the entropy as well.
 """

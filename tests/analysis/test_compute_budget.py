@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("solve", [allocate, allocate_exact])
 
 @BOTH
 def test_three_tokens_by_hand(solve):
-    """Gains of a first and a second layer: 2, 1; 0.5, 0.1; none, and worse. The first token is worth two layers."""
+    """Gains of a first and a second layer: 2, 1; 0.5, 0.1; none, and worse. Token 0 is worth two layers."""
     loss_NC = [[4, 2, 1], [3, 2.5, 2.4], [1, 1, 2]]
     for total, want in ((0, [0, 0, 0]), (1, [1, 0, 0]), (2, [2, 0, 0]), (3, [2, 1, 0]), (6, [2, 2, 0])):
         found = solve(loss_NC, total)
@@ -25,7 +25,7 @@ def test_three_tokens_by_hand(solve):
 
 
 def test_a_step_that_cannot_be_divided_leaves_a_gap():
-    """The first token gains only from two layers, the better ones; with one layer the second token should have it."""
+    """Token 0 gains most, but only from two layers; the one that there is should go to token 1."""
     loss_NC = [[4, 4, 1], [3, 2, 2]]
     greedy, exact = allocate(loss_NC, 1), allocate_exact(loss_NC, 1)
     assert (greedy.loss, greedy.gap) == (7, 1.5)

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moejax.analysis.route_oracle import count_big, random_patterns, route_table, search_greedy, search_parallel
+from moejax.analysis.route_oracle import (
+    count_big,
+    random_patterns,
+    route_table,
+    search_greedy,
+    search_parallel,
+)
 from moejax.errors import UsageError
 
 
@@ -98,7 +104,9 @@ def test_greedy_takes_the_best_step_and_remembers_it():
     def passed(memory_B, position, route_LB):
         return memory_B + count_big(route_LB.T)
 
-    chosen_TBL, loss_TB = search_greedy(tried, passed, np.zeros(2), [route_table(2), route_table(2, budget=1)])
+    chosen_TBL, loss_TB = search_greedy(
+        tried, passed, np.zeros(2), [route_table(2), route_table(2, budget=1)]
+    )
     np.testing.assert_array_equal(chosen_TBL, [[[0, 1], [0, 0]], [[0, 1], [0, 1]]])
     np.testing.assert_array_equal(loss_TB, [[0, 0], [1, 0]])
 

@@ -50,7 +50,9 @@ def modules(p, x_BTD):
 @functools.cache
 def routed():
     """Logits under routes that are data: one program for all."""
-    run = lambda params, batch, route_LBT: model.forward(params, M, batch, sides=route_sides(M, route_LBT)).logits_BTV
+    run = lambda params, batch, route_LBT: (
+        model.forward(params, M, batch, sides=route_sides(M, route_LBT)).logits_BTV
+    )
     return quick_jit(run)
 
 
@@ -58,7 +60,9 @@ def test_parameters_of_the_paper():
     """12 layers of width 2560, small 640 and big 10240 wide: 58.98M and 943.7M."""
     m = dataclasses.replace(tiny.model(width=2560), groups=(Group((BlockConfig(tiny.ATTN, DUO),), 12),))
     specs = Duo(640, 10240, Drawn(), Local()).specs(m)
-    assert [12 * sp.count(specs[name]) / 1e6 for name in ("small", "big")] == pytest.approx([58.98, 943.7], abs=0.02)
+    assert [12 * sp.count(specs[name]) / 1e6 for name in ("small", "big")] == pytest.approx(
+        [58.98, 943.7], abs=0.02
+    )
 
 
 def test_every_token_passes_the_module_that_was_drawn_for_it():
@@ -69,7 +73,9 @@ def test_every_token_passes_the_module_that_was_drawn_for_it():
     want_BTD = np.take_along_axis(modules(p, x_BTD), chosen_BT[..., None, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(y_BTD, want_BTD, rtol=1e-10, atol=1e-14)
     np.testing.assert_array_equal(routing.kept_BTK, routing.expert_BTK < 2)
-    np.testing.assert_allclose(routing.score_BTE, np.broadcast_to([0.625, 0.25], routing.score_BTE.shape), rtol=1e-6)
+    np.testing.assert_allclose(
+        routing.score_BTE, np.broadcast_to([0.625, 0.25], routing.score_BTE.shape), rtol=1e-6
+    )
 
 
 def test_draws_differ_between_tokens_and_keys_and_have_the_given_shares():
@@ -112,7 +118,9 @@ def test_a_router_mixes_in_training_and_chooses_in_evaluation():
     share_BTM = oracles.softmax(x_BTD @ p["choice"]["w"])
     valid_BT11 = batch.valid_BT[..., None, None]
     each_BTMD = np.where(valid_BT11, modules(p, x_BTD), 0)
-    np.testing.assert_allclose(mixed_BTD, np.sum(share_BTM[..., None] * each_BTMD, axis=2), rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(
+        mixed_BTD, np.sum(share_BTM[..., None] * each_BTMD, axis=2), rtol=1e-10, atol=1e-14
+    )
     best_BT = np.argmax(share_BTM, axis=-1)
     want_BTD = np.take_along_axis(each_BTMD, best_BT[..., None, None], axis=2)[:, :, 0]
     np.testing.assert_allclose(hard_BTD, want_BTD, rtol=1e-10, atol=1e-14)
@@ -127,7 +135,7 @@ def test_a_sharp_mixture_is_the_choice():
 
 
 def test_beta_by_hand():
-    """Logits (1, 0): beta 1 gives .7311, beta 1/10 .5250, beta 10 1.0000; the paper's e^h / tau would give .7311."""
+    """Logits (1, 0): beta 1 gives .7311, beta 1/10 .5250, beta 10 1; the paper's e^h / tau gives .7311."""
     i = tiny.route_in(np.ones((1, 1, 1), np.float32), tiny.document([[0]])).replace(key=jax.random.key(0))
     allow_BTM = np.array([[[True, True, False]]])
     for beta, want in ((1.0, 0.7311), (0.1, 0.5250), (10.0, 1.0)):

@@ -15,13 +15,13 @@ def layers_of(big_LBT):
 
 
 def test_two_tokens_three_layers_by_hand():
-    """P_big (.9, .2, .4) and (.1, .2, .6): their mean is 0.4, (0.4 - 0.5)^2 = 0.01; per token it would be 0.02."""
+    """P_big (.9, .2, .4), (.1, .2, .6): their mean is 0.4, (0.4 - 0.5)^2 = 0.01; per token it were 0.02."""
     layers = layers_of([[[0.9, 0.1]], [[0.2, 0.2]], [[0.4, 0.6]]])
     assert seen.value(Budget(), (layers, seen.batch([[1, 1]]))) == pytest.approx(0.01, rel=1e-5)
 
 
 def test_no_sequence_takes_the_share_of_another():
-    """One row all big, one all small: each misses 0.5 by 0.5, though the batch meets it; cuts change nothing."""
+    """One row all big, one all small: each misses 0.5 by 0.5, though the batch meets it, cut or not."""
     rows = [(layers_of([[[p, p, 0.7]]]), seen.batch([[1, 1, 0]])) for p in (0.0, 1.0)]
     assert seen.value(Budget(), *rows) == pytest.approx(0.25)
     both = layers_of([[[0.0, 0.0, 0.7], [1.0, 1.0, 0.7], [0.5, 0.5, 0.5]]])

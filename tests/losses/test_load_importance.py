@@ -23,7 +23,7 @@ def square_cv(x_E):
 
 
 def test_one_token_two_experts_by_hand():
-    """Scores (3/4, 1/4): CV^2 = (1/4)^2 / (1/2)^2 = 1/4. Logits (1, 0), k = 1, std 2/2: load (1/2, Phi(-1))."""
+    """Scores (3/4, 1/4): CV^2 = (1/4)^2 / (1/2)^2. Logits (1, 0), k = 1, std 2/2: load (1/2, Phi(-1))."""
     one = ([seen.routing([[[0]]], [[[0.75, 0.25]]], [[[1.0, 0.0]]])], seen.batch([[True]]))
     want = (0.25 + square_cv([0.5, phi(-1)])) / 2
     assert seen.value(LoadImportance(noise=2.0), one) == pytest.approx(want, rel=1e-5)

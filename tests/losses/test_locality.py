@@ -148,7 +148,7 @@ def test_the_factor_by_hand():
 
 
 def test_the_factor_moves_linearly_and_only_after_the_constant_steps():
-    """Three constant steps, periods of two: means 1 and then 3 make 3, reached over the two steps after them."""
+    """Three constant steps, periods of two: means 1, then 3 make 3, reached over the two steps after them."""
     loss, seen_factors = ChunkSparsity(constant_steps=3, period=2), []
     state = loss.init(None)
     for used in (9, 9, 9, 1, 1, 3, 3, 3, 3, 3):
