@@ -5,8 +5,8 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from moejax.attention.gqa import Gqa
 from moejax.config import BlockConfig, Group
@@ -22,7 +22,6 @@ WINDOW = dataclasses.replace(tiny.ATTN, window=3)
 ROUTER = (Group((BlockConfig(Gqa(num_heads=2, num_kv_heads=2, head_width=4), Dense(8)),), 2),)
 SCORERS = {
     "recurrent": Recurrent(3, logit_residual=0.5),
-    "recurrent_lstm": Recurrent(3, "lstm"),
     "attention_aware": AttentionAware(share=0.7),
     "similarity_aware": SimilarityAware(),
     "pregated": Pregated(8, ROUTER),
@@ -85,18 +84,15 @@ def test_packed_documents_are_as_if_alone_and_absent_tokens_as_if_cut_off(scorer
             tiny.close(jax.tree.map(lambda x, part=part: x[:, part], together), alone, 1e-11)
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "expert": 4}, {"fsdp": 4, "tensor": 2}], ids=str)
 @each("scorer", SCORERS)
-def test_a_mesh_changes_nothing(scorer, axes):
-    """Neither in the full pass nor in decoding."""
-    if "tensor" in axes and scorer == "similarity_aware":
-        pytest.skip("refused: one head does not split")
+def test_a_mesh_changes_neither_values_nor_slopes(scorer):
     m, batch = decoder(scorer), tiny.document(np.arange(24).reshape(8, 3))
+    # The one head of a similarity does not split.
+    axes = {"data" if scorer == "similarity_aware" else "tensor": 2, "fsdp": 2, "expert": 2}
+    total = lambda params, batch: jnp.sum(jnp.sin(model.forward(params, m, batch).logits_BTV))
+    run = lambda: jax.jit(jax.value_and_grad(total), compiler_options=tiny.QUICK_COMPILE)
     with jax.enable_x64(True):
-        want = program(m)(tiny.host_params(m), batch)[0]
+        want = run()(tiny.host_params(m), batch)
         with tiny.on_mesh(**axes) as mesh:
-            run = jax.jit(program(m).__wrapped__, compiler_options=tiny.QUICK_COMPILE)
-            got = run(tiny.params(m, mesh), tiny.sharding.place_rows(batch, mesh), model.init_cache(m, 8, 4))[
-                0
-            ]
-    tiny.close(got, want, 1e-11)
+            got = run()(tiny.params(m, mesh), tiny.sharding.place_rows(batch, mesh))
+    tiny.close(got, want, 1e-10)

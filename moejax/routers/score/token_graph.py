@@ -85,8 +85,8 @@ class SimilarityAware(Scorer):
         row_BTE = jax.nn.softmax(logit_BTE)
         seen, memory = _remember({"row": row_BTE, "key": i.x_BTD}, i)
         q_BTX = i.x_BTD + weights.einsum("BTD,DX->BTX", i.x_BTD, p["similarity"])  # X: D again
-        one_head = Mixing(q_BTX[:, :, None] / self.temperature, seen["key"][:, :, None], i.mixing.rule)
-        return logit_BTE, _smooth(self, row_BTE, one_head, seen["row"]), memory
+        q_BTHA, k_BSGA = _for_heads(q_BTX / self.temperature, 1), _for_heads(seen["key"], 1)
+        return logit_BTE, _smooth(self, row_BTE, Mixing(q_BTHA, k_BSGA, i.mixing.rule), seen["row"]), memory
 
 
 def _row_cache(m, num_experts: int, num_slots: int, length: int):
@@ -103,13 +103,17 @@ def _remember(new, i):
     return seen, i.memory.replace(cache=i.memory.cache | {"ffn": seen})
 
 
+def _for_heads(x_BSA, num_heads: int):
+    """The same for every head, laid out as heads are."""
+    B, S, A = x_BSA.shape
+    return jnp.broadcast_to(x_BSA[:, :, None], (B, S, num_heads, A), out_sharding=sharding.out("BSGA"))
+
+
 def _smooth(scorer, own_BTE, mixing, row_BSE):
     """(1 - lambda) R + lambda M R, with M the mean of the attention maps of all heads."""
     q_BTHA, k_BSGA = mixing.q_BTHA, mixing.k_BSGA
     if scorer.detach:
         q_BTHA, k_BSGA = jax.lax.stop_gradient((q_BTHA, k_BSGA))
-    B, S, G, _ = k_BSGA.shape
-    shape, where = (B, S, G, row_BSE.shape[-1]), sharding.out("BSGE")
-    row_BSGE = jnp.broadcast_to(row_BSE[:, :, None], shape, out_sharding=where)
+    row_BSGE = _for_heads(row_BSE, k_BSGA.shape[2])
     mixed_BTE = jnp.mean(mix(q_BTHA, k_BSGA, row_BSGE, mixing.rule), axis=2)
     return (1 - scorer.share) * own_BTE + scorer.share * mixed_BTE
