@@ -111,7 +111,7 @@ def _for_heads(x_BSA, num_heads: int):
 
 def _smooth(scorer, own_BTE, mixing, row_BSE):
     """(1 - lambda) R + lambda M R, with M the mean of the attention maps of all heads."""
-    q_BTHA, k_BSGA = mixing.q_BTHA, mixing.k_BSGA
+    q_BTHA, k_BSGA = (x.astype(row_BSE.dtype) for x in (mixing.q_BTHA, mixing.k_BSGA))
     if scorer.detach:
         q_BTHA, k_BSGA = jax.lax.stop_gradient((q_BTHA, k_BSGA))
     row_BSGE = _for_heads(row_BSE, k_BSGA.shape[2])

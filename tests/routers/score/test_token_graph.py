@@ -96,9 +96,11 @@ def test_nothing_shared_is_the_linear_router(scorer):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 @pytest.mark.parametrize("scorer", [AttentionAware(), SimilarityAware()])
-def test_rows_stay_distributions_and_a_first_token_keeps_its_own(scorer):
-    p, i = drawn(3, dtype=np.float32)
+def test_rows_stay_distributions_and_a_first_token_keeps_its_own(scorer, dtype):
+    """In float32, whatever the activations are."""
+    p, i = drawn(3, dtype=dtype)
     logit_BTE, score_BTE, _ = jax.jit(scorer.score)(jax.tree.map(np.float32, p), i)
     np.testing.assert_allclose(np.sum(score_BTE, -1)[i.batch.valid_BT], 1, atol=1e-6)
     first_BT = (i.batch.pos_BT == 0) & i.batch.valid_BT
