@@ -1,7 +1,6 @@
 """Every mode gives one device's numbers, moves what the byte model says, and leaves parameters in place."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ from jax import lax
 from moejax import sharding
 from moejax.analysis import parallel_plan
 from moejax.analysis.hlo.parse import parse
+from moejax.analysis.hlo.traffic import group_size
 from moejax.bench import collectives
 from moejax.config import MeshConfig
 from moejax.dispatch.adaptive import Adaptive, Mode
@@ -119,9 +119,7 @@ def received(program) -> dict[str, float]:
     module, total = parse(program.as_text()), {}
     for op in (op for computation in module.computations.values() for op in computation):
         sizes = [shape.size for shape in op.shapes if shape.is_float]
-        groups = re.search(r"replica_groups=\{\{([\d,]+)\}", op.attrs)
-        if groups and sizes:
-            devices = groups.group(1).count(",") + 1
+        if (devices := group_size(op)) and sizes:
             whole = sum(sizes) * (devices if op.opcode == "reduce-scatter" else 1)
             total[op.opcode] = total.get(op.opcode, 0) + whole * (devices - 1) / devices
     return {kind: size for kind, size in total.items() if size}

@@ -5,6 +5,7 @@ in-place update only what it updates, and a fusion only its own operands and res
 Memory is the device's main memory: what the compiler keeps on the chip (TPU's VMEM) moves for free.
 """
 
+import math
 import re
 
 from moejax.analysis.hlo.parse import Computation, Module, Op, Shape
@@ -23,8 +24,10 @@ parameter constant tuple get-tuple-element bitcast after-all opt-barrier add-dep
 replica-id get-dimension-size while conditional call async-start async-update send recv
 """
 NO_TRAFFIC = frozenset(_NO_TRAFFIC.split())
-# replica_groups={{0},{1}} or, as an iota, [2,1]<=[2]: groups of one device
-_ALONE = re.compile(r"replica_groups=(?:\{\{\d+\}|\[\d+,1\])")
+# replica_groups={{0,1},{2,3}}, as an iota [2,2]<=[4], or by the axes of a mesh['a'=2,'b'=2] {'b'}
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_IOTA = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
 _VIEWS = frozenset(("bitcast", "reshape"))  # inside a fusion neither moves a byte
 _SLICES = frozenset(("slice", "dynamic-slice", "gather"))
 
@@ -35,7 +38,7 @@ def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     A start/done pair counts at its start; nothing leaves a device that is alone in its group.
     """
     kind = op.opcode.removesuffix("-start")
-    if kind not in COLLECTIVES or _is_later_leg(op, home) or _ALONE.search(op.attrs):
+    if kind not in COLLECTIVES or _is_later_leg(op, home) or group_size(op) == 1:
         return None
     operands = home.operands(op)
     if kind == "ragged-all-to-all":  # the rows: at most what is there, at most what fits; the rest is offsets
@@ -43,6 +46,20 @@ def collective(op: Op, home: Computation) -> tuple[str, int] | None:
     if kind == "all-gather":
         return kind, sum(shape.bytes for shape in _made(op, operands))
     return kind, sum(x.bytes for x in operands)
+
+
+def group_size(op: Op) -> int | None:
+    """Devices that take part in one group of a collective; None where the program does not say."""
+    if listed := _LISTED.search(op.attrs):
+        return listed[1].count(",") + 1
+    if iota := _IOTA.search(op.attrs):
+        return int(iota[1])
+    if mesh := _MESH.search(op.attrs):
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", mesh[1]))
+        # 'a' is a whole axis, 'a':(2)4 the part of it that has 4 devices
+        axes = re.findall(r"'([^']*)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    return None
 
 
 def memory_bytes(op: Op, home: Computation, module: Module) -> int:

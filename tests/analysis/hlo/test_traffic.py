@@ -1,6 +1,10 @@
 """Bytes of fusions, slices and split collectives, written as HLO text."""
 
+import pytest
+
 from moejax.analysis.flops import count
+from moejax.analysis.hlo.parse import parse
+from moejax.analysis.hlo.traffic import group_size
 
 
 def program(inside, entry):
@@ -97,14 +101,31 @@ def test_a_start_and_its_done_count_once():
 
 
 def test_a_device_alone_in_its_group_sends_nothing():
-    groups = ["{{0,1},{2,3}}", "[2,2]<=[4]", "{}", "{{0},{1},{2},{3}}", "[4,1]<=[4]"]
+    groups = ["{{0,1},{2,3}}", "[2,2]<=[4]", "{}", "mesh['a'=2,'b'=2] {'b'}", "mesh['a'=4] {'a':(1)2}"]
+    groups += ["{{0},{1},{2},{3}}", "[4,1]<=[4]", "mesh['a'=1,'b'=4] {'a'}"]
     entry = ["%a = f32[16] parameter(0)"]
     entry += [
         f"%r{i} = f32[16] all-reduce(%a), replica_groups={text}, to_apply=%inside"
         for i, text in enumerate(groups)
     ]
     inside = ["%p = f32[] parameter(0)", "%q = f32[] parameter(1)", "ROOT %s = f32[] add(%p, %q)"]
-    assert count(program(inside, entry)).collective_bytes == {"all-reduce": 3 * 64}
+    assert count(program(inside, entry)).collective_bytes == {"all-reduce": 5 * 64}
+
+
+@pytest.mark.parametrize(
+    "groups, devices",
+    [
+        ("{{0,4},{1,5},{2,6},{3,7}}", 2),
+        ("[2,4]<=[8]", 4),
+        ("mesh['a'=2,'b'=4] {'b'}, dimensions={0}", 4),
+        ("mesh['a'=2,'b'=4], device_ids=([8]) {'a','b'}", 8),
+        ("mesh['a'=8] {'a':(2)4}", 4),
+        ("{}", None),
+    ],
+)
+def test_devices_of_a_group(groups, devices):
+    lines = ["%a = f32[16] parameter(0)", f"ROOT %r = f32[16] all-gather(%a), replica_groups={groups}"]
+    assert group_size(parse(program(["ROOT %p = f32[] parameter(0)"], lines)).entry.root) == devices
 
 
 def test_a_ragged_exchange_counts_its_rows_not_its_buffers():
