@@ -24,6 +24,9 @@ from moejax.routers.score.linear import Linear
 from moejax.routers.select.capacity import Capacity
 from moejax.routers.select.top_k import TopK
 
+# The balance loss is 2 at perfect balance in the paper and 1 here, so its weight is twice 0.01.
+LOSSES = (NextToken(), SequenceBalance(weight=2e-2), RouterZ(weight=1e-4))
+
 
 def model(vocab: int, attn: Gqa, num_experts: int, hidden: int, layers: int) -> ModelConfig:
     """Dense and mixed blocks in turn."""
@@ -31,11 +34,6 @@ def model(vocab: int, attn: Gqa, num_experts: int, hidden: int, layers: int) -> 
     moe = Moe(num_experts, hidden, Linear(), selector, Local(), shared_expert=Dense(hidden))
     blocks = (BlockConfig(attn, Dense(hidden)), BlockConfig(attn, moe))
     return ModelConfig(vocab, attn.num_heads * attn.head_width, (Group(blocks, layers // 2),))
-
-
-def losses() -> tuple:
-    """The balance loss is 2 at perfect balance in the paper and 1 here, so its weight is twice 0.01."""
-    return (NextToken(), SequenceBalance(weight=2e-2), RouterZ(weight=1e-4))
 
 
 def config() -> Run:
@@ -47,7 +45,7 @@ def config() -> Run:
             steps=3000,
             batch_rows=8,
             seq_len=256,
-            losses=losses(),
+            losses=LOSSES,
             optim=OptimConfig(learning_rate=3e-3, warmup_steps=100),
             log_every=25,
         ),
@@ -64,7 +62,7 @@ def tiny() -> Run:
             steps=200,
             batch_rows=8,
             seq_len=64,
-            losses=losses(),
+            losses=LOSSES,
             optim=OptimConfig(learning_rate=1e-2, warmup_steps=10),
         ),
         data=DataConfig(tokenizer="bytes"),

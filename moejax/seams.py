@@ -243,8 +243,13 @@ class Dispatch(Protocol):
     """Moves rows to experts and back; it calls the experts, so overlap and transport stay inside."""
 
     sliced: bool = False  # the fsdp axis cuts stored experts along their own width, not along the model's
+    causal: bool = True  # a row is never dropped for the sake of another
 
     def __call__(self, expert_fn: ExpertFn, p, x_BTD, expert_BTK, gate_BTK) -> tuple[Array, Array]: ...
+
+    def causal_form(self) -> "Dispatch":
+        """The dispatch by which text is generated, over experts stored alike; itself where it drops nothing."""
+        return self
 
     def check_mesh(self, mesh) -> None:
         """UsageError unless it can move rows over the MeshConfig."""

@@ -20,6 +20,7 @@ pass exchanges rows and gathers weights once more, because a branch keeps nothin
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -50,8 +51,8 @@ class Mode:
     def __post_init__(self):
         factor = self.capacity_factor
         require(
-            factor is None or factor > 0,
-            f"dispatch.modes[].capacity_factor={factor} must be positive, or None to drop nothing",
+            factor is None or 0 < factor < math.inf,
+            f"dispatch.modes[].capacity_factor={factor} must be positive and finite, or None to drop nothing",
         )
         require(self.r >= 0, f"dispatch.modes[].r={self.r} must be 0 or a divisor of mesh.fsdp")
         for name in ("chunks", "node_size"):
@@ -78,6 +79,14 @@ class Adaptive(Dispatch):
             all(a < b for a, b in itertools.pairwise(rising)),
             f"dispatch.modes have the capacity factors {factors}; sort them and drop equal ones, None last",
         )
+
+    @property
+    def causal(self) -> bool:
+        return self.modes[-1].capacity_factor is None
+
+    def causal_form(self):
+        *lower, last = self.modes
+        return Adaptive((*lower, dataclasses.replace(last, capacity_factor=None)))
 
     def check_mesh(self, mesh) -> None:
         """Refuse modes that do not fit the axes."""

@@ -18,6 +18,7 @@ pipelining degree) may be any number.
 
 import dataclasses
 import functools
+import math
 
 import jax.numpy as jnp
 
@@ -37,12 +38,19 @@ class FixedCell(Dispatch):
     def __post_init__(self):
         factor = self.capacity_factor
         require(
-            factor is None or factor > 0,
-            f"dispatch.capacity_factor={factor} must be positive, or None to drop nothing",
+            factor is None or 0 < factor < math.inf,
+            f"dispatch.capacity_factor={factor} must be positive and finite, or None to drop nothing",
         )
         for name in ("chunks", "node_size"):
             value = getattr(self, name)
             require(value >= 1, f"dispatch.{name}={value} must be at least 1")
+
+    @property
+    def causal(self) -> bool:
+        return self.capacity_factor is None
+
+    def causal_form(self):
+        return dataclasses.replace(self, capacity_factor=None)
 
     def check_mesh(self, mesh) -> None:
         """Refuse an expert axis that is not made of whole nodes."""

@@ -10,7 +10,7 @@ import dataclasses
 
 from moejax import weights
 from moejax.config import require
-from moejax.ops.experts import ACTIVATIONS, gated
+from moejax.ops.experts import check_activation, gated
 from moejax.seams import Ffn
 from moejax.specs import Normal, Spec
 
@@ -22,9 +22,7 @@ class Dense(Ffn):
 
     def __post_init__(self):
         require(self.hidden >= 1, f"ffn.hidden={self.hidden} must be at least 1")
-        known = ", ".join(ACTIVATIONS)
-        is_known = self.activation in ACTIVATIONS
-        require(is_known, f"ffn.activation={self.activation!r} is not one of {known}")
+        check_activation(self.activation)
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the hidden dim."""

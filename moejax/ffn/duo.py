@@ -106,6 +106,18 @@ class Duo(Ffn):
         require(
             1 <= self.small <= self.big, f"ffn.small={self.small} must lie between 1 and ffn.big={self.big}"
         )
+        require(
+            not self.dispatch.sliced,
+            f"ffn.dispatch={type(self.dispatch).__name__} spreads many experts over a mesh, but each module "
+            "of Duo is alone in its bank; choose Local()",
+        )
+
+    @property
+    def causal(self) -> bool:
+        return self.dispatch.causal
+
+    def causal_form(self):
+        return dataclasses.replace(self, dispatch=self.dispatch.causal_form())
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split both hidden dims."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from moejax import weights
 from moejax.config import require
-from moejax.ops.experts import ACTIVATIONS, gated_experts, plain_experts
+from moejax.ops import experts
 from moejax.seams import Ffn, Routing
 from moejax.specs import Normal, Spec
 
@@ -34,14 +34,19 @@ class Moe(Ffn):
 
     def __post_init__(self):
         E, K = self.num_experts, self.selector.num_slots
-        require(E >= 1, f"ffn.num_experts={E} must be at least 1")
-        known = ", ".join(ACTIVATIONS)
-        is_known = self.activation in ACTIVATIONS
-        require(is_known, f"ffn.activation={self.activation!r} is not one of {known}")
+        for name in ("num_experts", "hidden"):
+            require(getattr(self, name) >= 1, f"ffn.{name}={getattr(self, name)} must be at least 1")
+        experts.check_activation(self.activation)
         require(
             self.shared_expert is not None or not self.shared_gate,
             "ffn.shared_gate=True weighs a shared expert, but ffn.shared_expert is None; "
             "give one, or set ffn.shared_gate=False",
+        )
+        alone = self.shared_expert is None or (self.shared_expert.causal and not self.shared_expert.shared)
+        require(
+            alone,
+            f"ffn.shared_expert={type(self.shared_expert).__name__} looks at other tokens or layers; "
+            "choose one that maps each token by itself, such as Dense",
         )
         require(
             1 <= K <= E,
@@ -52,53 +57,30 @@ class Moe(Ffn):
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the experts."""
-        require(
-            self.num_experts % mesh.expert == 0,
-            f"ffn.num_experts={self.num_experts} is not divisible by mesh.expert={mesh.expert}; "
-            "choose a mesh whose expert axis divides the experts",
-        )
-        axes, parts = "mesh.tensor", mesh.tensor
-        if self.dispatch.sliced:
-            axes, parts = "mesh.tensor*mesh.fsdp", mesh.tensor * mesh.fsdp
-        require(
-            self.hidden % parts == 0,
-            f"ffn.hidden={self.hidden} is not divisible by {axes}={parts}; "
-            "choose a mesh that divides the expert width",
-        )
+        experts.check_mesh(mesh, self.num_experts, self.hidden, self.dispatch)
         self.scorer.check_mesh(mesh)
-        self.dispatch.check_mesh(mesh)
         if self.shared_expert is not None:
             self.shared_expert.check_mesh(mesh)
 
     @property
     def causal(self) -> bool:
-        return self.selector.causal
+        return self.selector.causal and self.dispatch.causal
 
     def causal_form(self):
-        return dataclasses.replace(self, selector=self.selector.causal_form())
+        selector, dispatch = self.selector.causal_form(), self.dispatch.causal_form()
+        return dataclasses.replace(self, selector=selector, dispatch=dispatch)
 
     @property
     def shared(self) -> str:
         return self.scorer.shared
 
     def specs(self, m):
-        E, D, F = self.num_experts, m.width, self.hidden
-        embed, ffn = ("expert_embed", "expert_ffn") if self.dispatch.sliced else ("embed", "ffn")
-
-        def bank(shape, dims, std):
-            used = self.selector.num_slots / E
-            return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used)
-
+        D, E, used = m.width, self.num_experts, self.selector.num_slots / self.num_experts
         tree = {
             "score": self.scorer.specs(m, E),
             "select": self.selector.specs(m, E),
-            "experts": {
-                "up": bank((D, F), (embed, ffn), D**-0.5),
-                "down": bank((F, D), (ffn, embed), (2 * m.num_layers * F) ** -0.5),
-            },
+            "experts": experts.bank_specs(m, E, self.hidden, used, self.gated, self.dispatch.sliced),
         }
-        if self.gated:
-            tree["experts"]["gate"] = bank((D, F), (embed, ffn), D**-0.5)
         if self.shared_expert is not None:
             tree["shared"] = self.shared_expert.specs(m)
         if self.shared_gate:
@@ -127,10 +109,9 @@ class Moe(Ffn):
             p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
         )
         sent_BTK = jnp.where(extra.get("kept_BTK", True), expert_BTK, self.num_experts)
-        experts = functools.partial(
-            gated_experts if self.gated else plain_experts, activation=self.activation
-        )
-        y_BTD, kept_BTK = self.dispatch(experts, p["experts"], i.x_BTD, sent_BTK, gate_BTK)
+        compute = experts.gated_experts if self.gated else experts.plain_experts
+        compute = functools.partial(compute, activation=self.activation)
+        y_BTD, kept_BTK = self.dispatch(compute, p["experts"], i.x_BTD, sent_BTK, gate_BTK)
         if self.shared_expert is not None:
             y_BTD = y_BTD + self._for_all(p, i)
         return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from moejax import sharding, weights
 from moejax.config import require
-from moejax.ops.experts import ACTIVATIONS, gated_experts
+from moejax.ops import experts
 from moejax.seams import Ffn
 from moejax.specs import Normal, Spec
 
@@ -37,36 +37,17 @@ class Soft(Ffn):
     def __post_init__(self):
         for name in ("num_experts", "hidden", "slots"):
             require(getattr(self, name) >= 1, f"ffn.{name}={getattr(self, name)} must be at least 1")
-        known = ", ".join(ACTIVATIONS)
-        is_known = self.activation in ACTIVATIONS
-        require(is_known, f"ffn.activation={self.activation!r} is not one of {known}")
+        experts.check_activation(self.activation)
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the experts."""
-        for name, size, axis in (
-            ("num_experts", self.num_experts, "expert"),
-            ("hidden", self.hidden, "tensor"),
-        ):
-            parts = getattr(mesh, axis)
-            require(
-                size % parts == 0,
-                f"ffn.{name}={size} is not divisible by mesh.{axis}={parts}; "
-                "choose one that divides the other",
-            )
+        experts.check_mesh(mesh, self.num_experts, self.hidden, self.dispatch)
 
     def specs(self, m):
-        E, D, F = self.num_experts, m.width, self.hidden
-
-        def bank(shape, dims, std):
-            return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used=1 / E)
-
+        D, E = m.width, self.num_experts
         return {
             "slots": Spec((D, E * self.slots), ("embed", None), Normal(D**-0.5), m.param_dtype),
-            "experts": {
-                "gate": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "up": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "down": bank((F, D), ("ffn", "embed"), (2 * m.num_layers * F) ** -0.5),
-            },
+            "experts": experts.bank_specs(m, E, self.hidden, used=1 / E, sliced=self.dispatch.sliced),
         }
 
     def apply(self, p, i):
@@ -77,8 +58,8 @@ class Soft(Ffn):
         x_BRD = jnp.einsum("BTR,BTD->BRD", mix_BTR.astype(x_BTD.dtype), x_BTD, out_sharding=where)
         expert_R = jnp.arange(x_BRD.shape[1], dtype=jnp.int32) // self.slots
         expert_BR1 = jnp.zeros_like(x_BRD[..., :1], jnp.int32) + expert_R[None, :, None]
-        experts = functools.partial(gated_experts, activation=self.activation)
-        y_BRD, _ = self.dispatch(experts, p["experts"], x_BRD, expert_BR1, jnp.ones_like(x_BRD[..., :1]))
+        compute = functools.partial(experts.gated_experts, activation=self.activation)
+        y_BRD, _ = self.dispatch(compute, p["experts"], x_BRD, expert_BR1, jnp.ones_like(x_BRD[..., :1]))
         where = sharding.out("BTD")
         y_BTD = jnp.einsum("BTR,BRD->BTD", share_BTR.astype(y_BRD.dtype), y_BRD, out_sharding=where)
         return y_BTD, None, i.memory

@@ -46,7 +46,7 @@ class LossFreeBias(Loss):
         return jnp.zeros(()), state, {"router/bias_max": largest}
 
     def _update(self, bias, seen):
-        if not bias:
+        if not (bias and seen):  # a mixture that routes no tokens has experts, but no slots
             return bias
         slots_LE = seen["slots"]
         error_LE = jnp.mean(slots_LE, axis=-1, keepdims=True) - slots_LE

@@ -1,16 +1,63 @@
-"""What an expert computes."""
+"""What an expert computes, and the parameters of a bank of experts."""
 
 import functools
 
 import jax
 
 from moejax import weights
+from moejax.config import require
+from moejax.specs import Normal, Spec
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
 }
+
+
+def check_activation(name: str) -> None:
+    """Refuse an activation that nobody knows."""
+    require(name in ACTIVATIONS, f"ffn.activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
+
+
+def check_mesh(mesh, num_experts: int, hidden: int, dispatch) -> None:
+    """Refuse a mesh that cannot split a bank of experts, or over which `dispatch` cannot move rows."""
+    require(
+        num_experts % mesh.expert == 0,
+        f"ffn.num_experts={num_experts} is not divisible by mesh.expert={mesh.expert}; "
+        "choose a mesh whose expert axis divides the experts",
+    )
+    axes, parts = "mesh.tensor", mesh.tensor
+    if dispatch.sliced:
+        axes, parts = "mesh.tensor*mesh.fsdp", mesh.tensor * mesh.fsdp
+    require(
+        hidden % parts == 0,
+        f"ffn.hidden={hidden} is not divisible by {axes}={parts}; "
+        "choose a mesh that divides the expert width",
+    )
+    dispatch.check_mesh(mesh)
+
+
+def bank_specs(m, num_experts: int, hidden: int, used: float, gated: bool = True, sliced: bool = False):
+    """Parameters of experts.
+
+    Args:
+      m: ModelConfig.
+      used: share of the experts that a token passes.
+      gated: for `gated_experts`, otherwise for `plain_experts`.
+      sliced: stored as a dispatch wants them that is `sliced`.
+    """
+    E, D, F = num_experts, m.width, hidden
+    embed, ffn = ("expert_embed", "expert_ffn") if sliced else ("embed", "ffn")
+
+    def matrix(shape, dims, std):
+        return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used)
+
+    gate = {"gate": matrix((D, F), (embed, ffn), D**-0.5)} if gated else {}
+    return gate | {
+        "up": matrix((D, F), (embed, ffn), D**-0.5),
+        "down": matrix((F, D), (ffn, embed), (2 * m.num_layers * F) ** -0.5),
+    }
 
 
 def gated_experts(p, rows_RD, size_E, activation: str = "silu"):

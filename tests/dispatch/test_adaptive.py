@@ -252,7 +252,7 @@ def test_the_planner_speaks_of_modes():
 @pytest.mark.parametrize(
     "make, says",
     [
-        (lambda: Mode(0.0), r"capacity_factor=0.0 must be positive, or None"),
+        (lambda: Mode(0.0), r"capacity_factor=0.0 must be positive and finite, or None"),
         (lambda: Mode(r=-1), r"r=-1 must be 0 or a divisor of mesh.fsdp"),
         (lambda: Mode(chunks=0), r"chunks=0 must be at least 1"),
         (lambda: Adaptive(()), r"modes is empty"),

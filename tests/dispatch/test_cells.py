@@ -51,8 +51,9 @@ def test_every_device_has_slots_of_its_own(chunks):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UsageError, match=r"capacity_factor=0 must be positive, or None"):
-        FixedCell(capacity_factor=0)
+    for factor in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=f"factor={factor} must be positive and finite, or None"):
+            FixedCell(capacity_factor=factor)
     with pytest.raises(UsageError, match=r"chunks=0 must be at least 1"):
         FixedCell(chunks=0)
     with pytest.raises(UsageError, match=r"node_size=0 must be at least 1"):

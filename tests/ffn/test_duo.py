@@ -11,6 +11,7 @@ import pytest
 from moejax import specs as sp
 from moejax.analysis.route_oracle import route_table, search_greedy, search_parallel
 from moejax.config import BlockConfig, Group, MeshConfig
+from moejax.dispatch.adaptive import Adaptive
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn import duo as duo_file
@@ -222,6 +223,8 @@ def greedy(params, batch, tables):
 def test_what_cannot_work_is_refused():
     with pytest.raises(UsageError, match=r"ffn.small=5 must lie between 1 and ffn.big=4"):
         Duo(5, 4, Drawn(), Local())
+    with pytest.raises(UsageError, match=r"ffn.dispatch=Adaptive spreads many experts over a mesh"):
+        Duo(4, 8, Drawn(), Adaptive())
     with pytest.raises(UsageError, match=r"choice.big=0.7 and choice.skip=0.4"):
         Drawn(0.7, 0.4)
     with pytest.raises(UsageError, match=r"choice.beta=0"):

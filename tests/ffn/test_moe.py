@@ -14,6 +14,7 @@ from moejax.config import MeshConfig
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.moe import Moe, adjust
+from moejax.ffn.soft import Soft
 from moejax.routers.score.linear import Linear
 from moejax.routers.select.top_k import TopK
 from moejax.seams import Side
@@ -143,6 +144,10 @@ def test_only_the_chosen_rows_cost_flops(k):
 def test_what_cannot_work_is_refused():
     with pytest.raises(UsageError, match=r"selector.k=5 experts per token out of ffn.num_experts=4"):
         Moe(E, F, Linear(), TopK(5), Local())
+    with pytest.raises(UsageError, match=r"ffn.hidden=0 must be at least 1"):
+        Moe(E, 0, Linear(), TopK(2), Local())
+    with pytest.raises(UsageError, match=r"shared_expert=Soft looks at other tokens or layers"):
+        dataclasses.replace(MOE, shared_expert=Soft(E, F, slots=1, dispatch=Local()))
     with pytest.raises(UsageError, match=r"num_experts=4 is not divisible by mesh.expert=3"):
         MOE.check_mesh(MeshConfig(expert=3))
     with pytest.raises(UsageError, match=r"hidden=6 is not divisible by mesh.tensor=4"):

@@ -11,6 +11,8 @@ import pytest
 from moejax import sharding
 from moejax import specs as sp
 from moejax.config import MeshConfig
+from moejax.dispatch.adaptive import Adaptive
+from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.soft import Soft, slot_weights
@@ -88,5 +90,9 @@ def test_what_cannot_work_is_refused():
         Soft(E, F, slots=0, dispatch=Local())
     with pytest.raises(UsageError, match=r"ffn.num_experts=4 is not divisible by mesh.expert=3"):
         SOFT.check_mesh(MeshConfig(expert=3))
+    with pytest.raises(UsageError, match=r"ffn.hidden=6 is not divisible by mesh.tensor\*mesh.fsdp=4"):
+        dataclasses.replace(SOFT, dispatch=Adaptive()).check_mesh(MeshConfig(fsdp=4))
+    with pytest.raises(UsageError, match=r"mesh.expert=2 is not divisible by dispatch.node_size=4"):
+        dataclasses.replace(SOFT, dispatch=FixedCell(node_size=4)).check_mesh(MeshConfig(expert=2))
     with pytest.raises(UsageError, match=r"ffn.activation='tanh' is not one of"):
         dataclasses.replace(SOFT, activation="tanh")

@@ -35,6 +35,13 @@ def test_the_largest_bias_of_several_routed_blocks():
     assert metrics["router/bias_max"] == 0.75
 
 
+def test_experts_that_no_token_is_routed_to_keep_their_bias():
+    """As those of a soft mixture, which has experts but no slots."""
+    state = (({"bias_LE": np.ones((1, 2), np.float32)},),)
+    _, after, _ = LOSS.total((({},),), state)
+    tiny.equal(after, state)
+
+
 def test_the_sign_is_taken_once_over_all_micro_batches():
     """Slots (3, 1) and (0, 2) are (3, 3) together: nothing moves, though each half alone would."""
     halves = [

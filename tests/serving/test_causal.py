@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from moejax.dispatch.adaptive import Adaptive, Mode
+from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.soft import Soft
@@ -35,6 +37,20 @@ def test_a_capacity_is_for_training(model):
     limited = selecting(model, Capacity(TopK(2), factor=0.1))
     assert causal(limited).cfg == model.cfg
     assert generate(limited, ["a"], max_tokens=3) == generate(model, ["a"], max_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "dropless"),
+    [
+        (FixedCell(1.0, chunks=2), FixedCell(chunks=2)),
+        (Adaptive((Mode(1.0), Mode(2.0, r=2))), Adaptive((Mode(1.0), Mode(r=2)))),
+    ],
+)
+def test_cells_are_as_many_as_rows_can_come(model, dispatch, dropless):
+    limited = with_ffn(model, lambda moe: dataclasses.replace(moe, dispatch=dispatch))
+    (group,) = causal(limited).cfg.groups
+    assert not dispatch.causal and dropless.causal
+    assert [block.ffn.dispatch for block in group.blocks] == [dropless]
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ class Capacity(Selector):
             "selector, such as TopK",
         )
         require(
-            self.factor > 0,
-            f"selector.factor={self.factor} must be positive; to drop nothing, use the inner "
+            0 < self.factor < math.inf,
+            f"selector.factor={self.factor} must be positive and finite; to drop nothing, use the inner "
             f"{type(self.selector).__name__} without Capacity",
         )
 

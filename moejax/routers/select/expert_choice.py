@@ -35,7 +35,8 @@ class ExpertChoice(Selector):
         check_group(self.group)
         require(self.k >= 1, f"selector.k={self.k} must be at least 1")
         require(
-            self.factor > 0, f"selector.factor={self.factor} must be positive: experts per token on average"
+            0 < self.factor < math.inf,
+            f"selector.factor={self.factor} must be positive and finite: experts per token on average",
         )
         known = ("experts", "tokens")
         require(

@@ -210,7 +210,8 @@ def test_what_cannot_work_is_refused():
     ):
         select(Capacity(TopK(2), factor=0.3), TUTEL)
     with pytest.raises(
-        UsageError, match=r"selector.factor=0 must be positive; to drop nothing, use the inner TopK"
+        UsageError,
+        match=r"selector.factor=0 must be positive and finite; to drop nothing, use the inner TopK",
     ):
         Capacity(TopK(2), factor=0)
     with pytest.raises(UsageError, match=r"selector.selector=Capacity has limits of its own"):

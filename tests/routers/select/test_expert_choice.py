@@ -100,7 +100,7 @@ def test_groups_on_eight_devices(over):
 
 
 def test_what_cannot_work_is_refused():
-    with pytest.raises(UsageError, match=r"selector.factor=0 must be positive"):
+    with pytest.raises(UsageError, match=r"selector.factor=0 must be positive and finite"):
         ExpertChoice(2, factor=0)
     with pytest.raises(UsageError, match=r"selector.k=0 must be at least 1"):
         ExpertChoice(0)
