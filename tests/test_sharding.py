@@ -60,7 +60,10 @@ def test_the_open_axis_takes_what_is_left():
     ("mesh", "message"),
     [
         (MeshConfig(data=16), r"needs 16 devices, 8 are there.*--xla_force_host_platform_device_count=16"),
-        (MeshConfig(data=-1, tensor=3), r"mesh.data=-1 .* 8 devices do not split over fsdp=1, expert=1, tensor=3"),
+        (
+            MeshConfig(data=-1, tensor=3),
+            r"mesh.data=-1 .* 8 devices do not split over fsdp=1, expert=1, tensor=3",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(mesh, message):

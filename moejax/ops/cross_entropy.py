@@ -5,7 +5,6 @@ weighted losses has a gradient that is known up to one scalar, so the forward pa
 still in cache. Three matmuls in all, none of them twice.
 """
 
-
 import jax
 import jax.numpy as jnp
 
@@ -34,7 +33,11 @@ def _forward(hidden_BTD, table_VD, target_BT, weight_BT):
         d_hidden.append(jnp.einsum("BTV,VD->BTD", d_logits_BTV, table_VD, out_sharding=sharding.out("BTD")))
         # As [D, V], because a product that contracts the rows of both sides is slow the other way round on CPU.
         d_table_DV += jnp.einsum(
-            "BTD,BTV->DV", x_BTD, d_logits_BTV, preferred_element_type=precise, out_sharding=sharding.out("DV")
+            "BTD,BTV->DV",
+            x_BTD,
+            d_logits_BTV,
+            preferred_element_type=precise,
+            out_sharding=sharding.out("DV"),
         )
     d_table_VD = jax.lax.optimization_barrier(d_table_DV.astype(table_VD.dtype)).T
     return total, (jnp.concatenate(d_hidden, axis=1), d_table_VD)
