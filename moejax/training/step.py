@@ -26,7 +26,7 @@ def train_step(
     if spike_factor:
         mean = state.loss_mean / (1 - LOSS_MEMORY ** jnp.maximum(state.applied, 1))  # its weights sum to 1
         apply &= (state.applied == 0) | (loss <= spike_factor * mean)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, apply=apply)
     params = optax.apply_updates(state.params, updates)
 
     def keep(new, old):
@@ -36,7 +36,7 @@ def train_step(
     new = TrainState(
         step=state.step + 1,
         params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
+        opt_state=opt_state,
         loss_state=keep(loss_state, state.loss_state),
         applied=state.applied + apply,
         loss_mean=keep(loss_mean.astype(jnp.float32), state.loss_mean),
