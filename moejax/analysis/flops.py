@@ -23,7 +23,7 @@ Trips = int | Callable[[str], int] | None
 _TRANSFORMS = re.compile(r"\bjit\([^()]*\)|\b(?:transpose|jvp|vmap|remat|checkpoint)\(|\)")
 _PLUMBING = re.compile(
     r"while|body|cond|branch_\d+_fun|scan|closed_call|custom_[jv][jv]p_call|shard_map|checkpoint|remat2?"
-    r"|rematted_computation"
+    r"|rematted_computation|eval_jaxpr"
 )
 # The scope of a loop whose count depends on data may say how often it usually runs.
 _EXPECTED = re.compile(r"expected_trips_(\d+)")
