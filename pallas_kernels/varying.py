@@ -18,3 +18,8 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
     """`x`, made to vary over `axes` too."""
     missing = tuple(sorted(axes - varying_axes(x)))
     return lax.pcast(x, missing, to="varying") if missing else x
+
+
+def like(x: jax.Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+    """What a kernel says of a result that varies over the axes over which its operand `x` does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)

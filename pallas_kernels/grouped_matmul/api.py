@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.grouped_matmul import cpu, reference
+from pallas_kernels.grouped_matmul import cpu, reference, tpu
 from pallas_kernels.varying import vary, varying_axes
 
-IMPLEMENTATIONS = {"reference": reference, "xla_tiles": cpu}
+IMPLEMENTATIONS = {"reference": reference, "xla_tiles": cpu, "tpu": tpu}
 
 
 def grouped_matmul(
@@ -40,13 +40,14 @@ def grouped_matmul(
       group_offset: int, may be traced: the group of rhs[0]. rhs must not reach past the last group.
       transpose_rhs: contract with the last dim of rhs.
       preferred_element_type: of the result; default: the promoted type of lhs and rhs.
-      implementation: a key of `IMPLEMENTATIONS`; default: the best one for the platform.
+      implementation: a key of `IMPLEMENTATIONS`; default: the best one of the platform.
 
     Returns:
       out_MN.
 
     Raises:
       ValueError: shapes that do not fit, or an unknown implementation.
+      NotServedError: the implementation that was asked for cannot serve these operands.
     """
     if lhs_MK.ndim != 2 or rhs_GKN.ndim != 3 or lhs_MK.shape[1] != rhs_GKN.shape[2 if transpose_rhs else 1]:
         wanted = "[G, N, K]" if transpose_rhs else "[G, K, N]"
@@ -76,6 +77,7 @@ def grouped_outer(
 
     Raises:
       ValueError: shapes that do not fit, or an unknown implementation.
+      NotServedError: the implementation that was asked for cannot serve these operands.
     """
     if lhs_MK.ndim != 2 or rhs_MN.ndim != 2 or lhs_MK.shape[0] != rhs_MN.shape[0]:
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_MN.shape}; expected [M, K] and [M, N]")
@@ -89,12 +91,11 @@ class _How(NamedTuple):
     """What of a product is known when it is traced."""
 
     dtype: jnp.dtype
-    implementation: str
+    implementation: str | None  # None: the best of the platform that the program is compiled for
 
 
 def _how(lhs, rhs, preferred_element_type, implementation: str | None) -> _How:
-    implementation = implementation or "xla_tiles"
-    if implementation not in IMPLEMENTATIONS:
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     dtype = preferred_element_type or jnp.promote_types(lhs.dtype, rhs.dtype)
     return _How(jnp.dtype(dtype), implementation)
@@ -125,6 +126,20 @@ def _promote(lhs, rhs):
     return lhs.astype(dtype), rhs.astype(dtype)
 
 
+def _run(product: str, how: _How, operands, *static):
+    """Compute a product by the implementation that was asked for, or by the platform's best that can."""
+
+    def by(implementation):
+        return lambda *operands: getattr(implementation, product)(*operands, *static, how.dtype)
+
+    if how.implementation:
+        return by(IMPLEMENTATIONS[how.implementation])(*operands)
+    lhs, _, start_G, _ = operands
+    if tpu.refusal(lhs.shape[0], start_G.shape[0], lhs.dtype, how.dtype):
+        return by(cpu)(*operands)
+    return lax.platform_dependent(*operands, tpu=by(tpu), default=by(cpu))
+
+
 # The two products are each other's derivatives, so second and higher derivatives come by themselves.
 
 
@@ -134,7 +149,7 @@ def _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, how: _How):
     if 0 in (*lhs_MK.shape, *rhs.shape):
         zero_MN = jnp.zeros((lhs_MK.shape[0], rhs.shape[1 if transpose_rhs else 2]), how.dtype)
         return vary(zero_MN, varying_axes(lhs_MK))
-    return IMPLEMENTATIONS[how.implementation].matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, how.dtype)
+    return _run("matmul", how, (lhs_MK, rhs, start_G, end_G), transpose_rhs)
 
 
 def _matmul_forward(lhs_MK, rhs, start_G, end_G, transpose_rhs, how):
@@ -158,7 +173,7 @@ def _outer(lhs_MK, rhs_MN, start_G, end_G, how: _How):
     if 0 in (*lhs_MK.shape, *rhs_MN.shape):
         zero_GKN = jnp.zeros((start_G.shape[0], lhs_MK.shape[1], rhs_MN.shape[1]), how.dtype)
         return vary(zero_GKN, varying_axes(lhs_MK))
-    return IMPLEMENTATIONS[how.implementation].outer(lhs_MK, rhs_MN, start_G, end_G, how.dtype)
+    return _run("outer", how, (lhs_MK, rhs_MN, start_G, end_G))
 
 
 def _outer_forward(lhs_MK, rhs_MN, start_G, end_G, how):

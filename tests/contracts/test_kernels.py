@@ -8,15 +8,31 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import grouped_matmul, grouped_outer
-from pallas_kernels.grouped_matmul import api, shapes
+from pallas_kernels.grouped_matmul import api, shapes, tpu_tiles
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
 
-implementations = pytest.mark.parametrize("implementation", tuple(api.IMPLEMENTATIONS))
+# jax interprets these step by step: they have no float64, and for every change run what tells most
+INTERPRETED = ("tpu",)
+COMPILED = tuple(name for name in api.IMPLEMENTATIONS if name not in INTERPRETED)
+NIGHTLY = tuple(pytest.param(name, marks=pytest.mark.nightly) for name in INTERPRETED)
+implementations = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED))
+interpreted_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIGHTLY))
+with_float64 = pytest.mark.parametrize("implementation", COMPILED)
 tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def interpreter():
+    """Run TPU kernels here, in many small tiles; reads out of bounds raise, and what is unset is NaN."""
+    small = lambda op, of, chip: tpu_tiles.Tiles(min(of.M, 16), min(of.K, 128), min(of.N, 128))
+    with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
+        patch.setattr(tpu_tiles, "choose", small)
+        yield
 
 
 def sizes_that_sum_to(total: int, num_groups: int, rng: np.random.Generator) -> np.ndarray:
@@ -83,7 +99,7 @@ def test_equals_the_oracle(implementation, shape, distribution):
     check(implementation, shape, shapes.DISTRIBUTIONS[distribution](shape.M, shape.G))
 
 
-@implementations
+@interpreted_nightly
 def test_every_pattern_of_empty_groups(implementation):
     shape = shapes.TINY[0]
     for pattern in range(2**shape.G):
@@ -91,7 +107,7 @@ def test_every_pattern_of_empty_groups(implementation):
         check(implementation, shape, np.where(empty_G, 0, 1 + 2 * np.arange(shape.G)).astype(np.int32))
 
 
-@implementations
+@interpreted_nightly
 @settings(max_examples=200)
 @given(data=st.data())
 def test_any_sizes_at_any_offset(implementation, data):
@@ -104,6 +120,7 @@ def test_any_sizes_at_any_offset(implementation, data):
 
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1800)
 @implementations
 @settings(max_examples=40)
 @given(data=st.data())
@@ -115,13 +132,13 @@ def test_any_shape(implementation, data):
         check(implementation, shapes.GroupedShape("any", M, K, N, G), size_G)
 
 
-@implementations
+@interpreted_nightly
 @pytest.mark.parametrize(("M", "K", "N"), [(0, 4, 3), (5, 0, 3), (5, 4, 0)])
 def test_a_width_of_zero(implementation, M, K, N):
     check(implementation, shapes.GroupedShape("zero", M, K, N, G=2), np.array([M // 2, M // 3], np.int32))
 
 
-@implementations
+@interpreted_nightly
 def test_sizes_beyond_the_rows_are_cut(implementation):
     lhs_MK, rhs_GKN, _ = draw(shapes.TINY[1])
     multiply = jax.jit(functools.partial(grouped_matmul, lhs_MK, rhs_GKN, implementation=implementation))
@@ -129,7 +146,7 @@ def test_sizes_beyond_the_rows_are_cut(implementation):
     np.testing.assert_array_equal(cut, multiply(jnp.array([1, 2, 0, 0, 0, 0, 0, 0])))
 
 
-@implementations
+@interpreted_nightly
 def test_transposed_rhs(implementation):
     shape = shapes.TINY[0]
     lhs_MK, rhs_GKN, cotangent_MN = draw(shape)
@@ -147,7 +164,7 @@ def test_bfloat16_accumulates_in_float32(implementation):
     check(implementation, shape, np.array([20, 0, 13], np.int32), dtype=jnp.bfloat16)
 
 
-@implementations
+@interpreted_nightly
 def test_preferred_element_type(implementation):
     lhs_MK, rhs_GKN, _ = draw(shapes.TINY[0], dtype=jnp.bfloat16)
     size_G = shapes.zipf(75, 8)
@@ -157,7 +174,7 @@ def test_preferred_element_type(implementation):
     assert_close(out_MN, oracle_matmul(lhs_MK, rhs_GKN, size_G), terms=5)
 
 
-@implementations
+@with_float64
 def test_gradients_equal_finite_differences(implementation):
     with jax.enable_x64(True):
         shape = shapes.GroupedShape("tiny", M=20, K=3, N=2, G=3)
@@ -173,7 +190,7 @@ def test_gradients_equal_finite_differences(implementation):
         np.testing.assert_allclose(along, slope, rtol=1e-7)
 
 
-@implementations
+@with_float64
 def test_second_derivatives(implementation):
     with jax.enable_x64(True):
         shape = shapes.GroupedShape("tiny", M=20, K=3, N=2, G=3)
@@ -195,7 +212,7 @@ def test_second_derivatives(implementation):
             np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-@implementations
+@interpreted_nightly
 def test_outer(implementation):
     shape = shapes.TINY[0]
     lhs_MK, _, rhs_MN = draw(shape)
@@ -211,7 +228,7 @@ def test_outer(implementation):
     assert_close(out_GKN, oracle_outer(lhs_MK, rhs_MN, *held), shape.M)
 
 
-@implementations
+@interpreted_nightly
 def test_jit_equals_eager(implementation):
     lhs_MK, rhs_GKN, _ = draw(shapes.TINY[0])
     op = functools.partial(grouped_matmul, implementation=implementation)
@@ -219,7 +236,7 @@ def test_jit_equals_eager(implementation):
     np.testing.assert_array_equal(jax.jit(op)(lhs_MK, rhs_GKN, size_G), op(lhs_MK, rhs_GKN, size_G))
 
 
-@implementations
+@interpreted_nightly
 def test_scan_over_layers_equals_a_loop(implementation):
     x_MK, _, _ = draw(shapes.GroupedShape("square", M=33, K=6, N=6, G=3))
     rhs_LGKN = jax.random.normal(jax.random.key(1), (2, 3, 6, 6))
@@ -236,7 +253,7 @@ def test_scan_over_layers_equals_a_loop(implementation):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), actual, expected)
 
 
-@implementations
+@interpreted_nightly
 def test_vmap(implementation):
     lhs_BMK = jax.random.normal(jax.random.key(0), (3, 20, 4))
     rhs_GKN = jax.random.normal(jax.random.key(1), (2, 4, 5))
