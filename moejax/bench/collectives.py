@@ -45,9 +45,9 @@ HEAD = f"""# Collective bytes of a MoE layer
 What one device of eight hands to collectives, and for an all-gather gets, in one layer: its own
 {LOAD.tokens} tokens, {LOAD.slots} of {LOAD.experts} experts per token, width {LOAD.width}, float32.
 
-A formula beside each scheme (`collective_bytes`) predicts it; the figures are also counted in the optimised
-programs, loop bodies times their trips, and a test holds the two equal. Made by
-`python -m moejax.bench.collectives` on 8 CPU devices.
+The figures are counted in the optimised programs, loop bodies times their trips. A formula beside each
+scheme (`collective_bytes`) predicts them, kind by kind; the last two columns are both sums, and a test holds
+every figure equal. Made by `python -m moejax.bench.collectives` on 8 CPU devices.
 
 `RaggedAllToAll` is shown as CPU runs it, as a loop of fixed all-to-alls whose count is that of an equal load;
 elsewhere its rows go through one ragged all-to-all, which moves what the loop moves without rounding.
@@ -55,8 +55,8 @@ elsewhere its rows go through one ragged all-to-all, which moves what the loop m
 `Adaptive` runs with `mesh.expert={SLICED.devices}` and `mesh.fsdp={SLICED.slices}`: four devices hold an
 expert together. Where `r` is not shown it is 1. The other schemes run with `mesh.expert={LOAD.devices}`.
 
-| scheme | pass | all-gather | reduce-scatter | all-to-all | all-reduce |
-|---|---|---:|---:|---:|---:|
+| scheme | pass | all-gather | reduce-scatter | all-to-all | all-reduce | counted | predicted |
+|---|---|---:|---:|---:|---:|---:|---:|
 """
 KINDS = ("all-gather", "reduce-scatter", "all-to-all", "all-reduce")
 
@@ -86,8 +86,9 @@ def table(found: list[Row]) -> str:
     lines = []
     for row in found:
         name = "forward" if row.passes == 1 else "and backward"
-        figures = " | ".join(f"{row.counted.get(kind, 0):,}" for kind in KINDS)
-        lines.append(f"| `{_name(row.scheme)}` | {name} | {figures} |")
+        figures = [row.counted.get(kind, 0) for kind in KINDS]
+        figures += [sum(row.counted.values()), sum(row.predicted.values())]
+        lines.append(f"| `{_name(row.scheme)}` | {name} | {' | '.join(f'{n:,}' for n in figures)} |")
     return HEAD + "\n".join(lines) + "\n"
 
 
