@@ -88,12 +88,11 @@ def matmul_vmem(problem: Problem, tiles: Tiles) -> int:
 
 
 def outer_vmem(problem: Problem, tiles: Tiles) -> int:
-    """Bytes of VMEM granted to `tpu.outer`, which masks its operands and turns one of them."""
+    """Bytes of VMEM granted to `tpu.outer`, which masks its operands."""
     m, k, n = _padded(tiles, problem)
     operands = (m * k + m * n) * problem.operand_bytes
     result = k * n * problem.result_bytes
-    masked = operands + m * k * problem.operand_bytes
-    return _granted(operands + result, 2 * k * n * 4 + masked + _pieces(problem, operands))
+    return _granted(operands + result, k * n * 4 + operands + _pieces(problem, operands))
 
 
 def _pieces(problem: Problem, operands: int) -> int:
