@@ -133,7 +133,7 @@ def visit_tiles(start_G, end_G, num_rows: int, rows: int) -> Visits:
     held_G = count_G > 0
     nobody = ~jnp.any(held_G)
     before = jnp.where(nobody, tiles, start_G[:1] // rows)
-    behind = jnp.where(nobody, tiles, pl.cdiv(end_G[-1:], rows))
+    behind = jnp.where(nobody, tiles, -(-end_G[-1:] // rows))
     first_S = jnp.concatenate([jnp.zeros_like(before), first_G, behind])
     count_S = jnp.concatenate([before, count_G, tiles - behind])
     segment_V, tile_V, real_V = _walk(
@@ -141,7 +141,7 @@ def visit_tiles(start_G, end_G, num_rows: int, rows: int) -> Visits:
     )
     # they fetch no matrix of their own either
     first_held, last_held = jnp.argmax(held_G), num_groups - 1 - jnp.argmax(held_G[::-1])
-    group_V = jnp.clip(segment_V - 1, first_held, last_held)
+    group_V = jnp.clip(segment_V - 1, first_held, last_held).astype(jnp.int32)
     return _visits(group_V, tile_V, real_V, start_G, end_G, rows)
 
 
@@ -156,7 +156,7 @@ def visit_groups(start_G, end_G, num_rows: int, rows: int) -> Visits:
 def _tiles_of_groups(start_G, end_G, rows: int):
     """First tile of each group and how many have rows of it."""
     first_G = start_G // rows
-    return first_G, jnp.where(start_G < end_G, pl.cdiv(end_G, rows) - first_G, 0)
+    return first_G, jnp.where(start_G < end_G, -(-end_G // rows) - first_G, 0)
 
 
 def _walk(first_S, count_S, most: int):

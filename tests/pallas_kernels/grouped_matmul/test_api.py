@@ -1,5 +1,6 @@
 """What the public functions refuse, and with which words."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -27,3 +28,11 @@ def test_groups_that_do_not_exist():
 def test_unknown_implementation():
     with pytest.raises(ValueError, match="implementation='dense' is not one of reference, xla_tiles"):
         grouped_matmul(LHS, RHS, SIZES, implementation="dense")
+
+
+def test_float32_operands_where_float64_is_enabled():
+    """What is traced for other platforms too must not mind that Python numbers are wide."""
+    with jax.enable_x64(True):
+        out_MN = grouped_matmul(LHS.astype(jnp.float32) + 1, RHS.astype(jnp.float32) + 1, SIZES)
+    assert out_MN.dtype == jnp.float32
+    assert out_MN.tolist() == [[4.0] * 3] * 3 + [[0.0] * 3] * 3
