@@ -1,5 +1,6 @@
 """The machine every test sees: eight CPU devices, and no implicit rank promotion."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -49,3 +50,18 @@ def subprocess_compile_cache(tmp_path_factory):
     """
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compile_cache"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_that_are_let_go():
+    """Forget compiled programs before there are too many of them.
+
+    Each is about ten mappings of memory, Linux allows a process 65,530, and XLA aborts when it gets no more.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
