@@ -1,6 +1,8 @@
 """The first run: a small mixture of experts learns the source of Python's standard library.
 
-    python train.py --config=configs/default.py --workdir=runs/default      2 CPU cores, 5 minutes, 1.60 bits per byte
+python train.py --config=configs/default.py --workdir=runs/default
+
+2 CPU cores, 5 minutes, 1.60 bits per byte.
 
 Small on purpose: two cores pass more text through it in five minutes, and text is what it lacks.
 """

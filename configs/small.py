@@ -1,6 +1,6 @@
 """An 88M-parameter Mixtral-shaped model (28M active) on the default corpus.
 
-    python train.py --config=configs/small.py --workdir=runs/small
+python train.py --config=configs/small.py --workdir=runs/small
 """
 
 from configs import base

@@ -1,6 +1,6 @@
 """The smallest whole run, for tests and for trying things out.
 
-    python train.py --config=configs/tiny.py --workdir=runs/tiny
+python train.py --config=configs/tiny.py --workdir=runs/tiny
 """
 
 from configs import base

@@ -248,7 +248,7 @@ class Dispatch(Protocol):
     def __call__(self, expert_fn: ExpertFn, p, x_BTD, expert_BTK, gate_BTK) -> tuple[Array, Array]: ...
 
     def causal_form(self) -> "Dispatch":
-        """The dispatch by which text is generated, over experts stored alike; itself where it drops nothing."""
+        """The dispatch by which text is generated, experts stored alike; itself where it drops nothing."""
         return self
 
     def check_mesh(self, mesh) -> None:

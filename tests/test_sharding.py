@@ -81,5 +81,5 @@ def test_a_row_split_over_processes_is_refused():
 
 def test_no_device_idles_in_a_run_of_several_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UsageError, match="takes 1 of 8 devices, .*; grow mesh.data, or set it to -1"):
+    with pytest.raises(UsageError, match=r"takes 1 of 8 devices, .*; grow mesh.data, or set it to -1"):
         sharding.make_mesh(MeshConfig())

@@ -1,8 +1,8 @@
 """Cross-entropy of a large vocabulary without keeping its logits.
 
 The logits of a chunk of positions are made, used for the loss and for both gradients, and dropped: the sum of
-weighted losses has a gradient that is known up to one scalar, so the forward pass computes it while the logits are
-still in cache. Three matmuls in all, none of them twice.
+weighted losses has a gradient that is known up to one scalar, so the forward pass computes it while the
+logits are still in cache. Three matmuls in all, none of them twice.
 """
 
 import jax
@@ -31,7 +31,7 @@ def _forward(hidden_BTD, table_VD, target_BT, weight_BT):
         d_logits_BTV = ((share_BTV - hit_BTV) * weight[..., None]).astype(x_BTD.dtype)
         total += nll
         d_hidden.append(jnp.einsum("BTV,VD->BTD", d_logits_BTV, table_VD, out_sharding=sharding.out("BTD")))
-        # As [D, V], because a product that contracts the rows of both sides is slow the other way round on CPU.
+        # As [D, V], because a product that contracts the rows of both sides is slow as [V, D] on CPU.
         d_table_DV += jnp.einsum(
             "BTD,BTV->DV",
             x_BTD,

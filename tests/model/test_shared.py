@@ -66,5 +66,5 @@ def test_shared_parameters_are_stored_once():
 @pytest.mark.parametrize("other", [Counting(step=3.0), Counting(start=0.0)])
 def test_layers_that_disagree_are_refused(other):
     m = tiny.model(BlockConfig(tiny.ATTN, Counting()), BlockConfig(tiny.ATTN, other))
-    with pytest.raises(UsageError, match="declare it differently.*same settings"):
+    with pytest.raises(UsageError, match=r"declare it differently.*same settings"):
         model.specs(m)
