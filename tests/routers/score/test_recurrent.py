@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from moejax import specs as sp
 from moejax.errors import UsageError
@@ -79,6 +78,7 @@ def test_the_layer_below_adds_its_own_logits():
 
 @pytest.mark.parametrize("cell", ["gru", "rnn", "lstm"])
 def test_the_cells_are_those_of_torch(cell):
+    torch = pytest.importorskip("torch", reason="compares with the peer; pip install -e .[peers]")
     rng = np.random.default_rng(0)
     theirs = {"gru": torch.nn.GRUCell, "rnn": torch.nn.RNNCell, "lstm": torch.nn.LSTMCell}[cell](3, 3)
     p = {
