@@ -20,7 +20,6 @@ pass exchanges rows and gathers weights once more, because a branch keeps nothin
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable
 
 import jax
@@ -30,7 +29,7 @@ from jax.sharding import PartitionSpec as P
 
 from moejax import sharding
 from moejax.config import require
-from moejax.dispatch.exchange import all_to_all, capacity, compute_cells, in_cells
+from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
 from moejax.dispatch.sort import permute, run_sorted, unpermute, weigh
 from moejax.seams import Dispatch, Tree
@@ -49,15 +48,8 @@ class Mode:
     node_size: int = 1  # devices in a row that share a fast link; 1 = one all-to-all over all
 
     def __post_init__(self):
-        factor = self.capacity_factor
-        require(
-            factor is None or 0 < factor < math.inf,
-            f"dispatch.modes[].capacity_factor={factor} must be positive and finite, or None to drop nothing",
-        )
+        check_cells("dispatch.modes[]", self)
         require(self.r >= 0, f"dispatch.modes[].r={self.r} must be 0 or a divisor of mesh.fsdp")
-        for name in ("chunks", "node_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"dispatch.modes[].{name}={value} must be at least 1")
 
     def aligned(self, slots: int, slices: int) -> int:
         """`slots` of an expert, rounded up so that they split over chunks and the devices of a group."""

@@ -18,12 +18,11 @@ pipelining degree) may be any number.
 
 import dataclasses
 import functools
-import math
 
 import jax.numpy as jnp
 
 from moejax.config import require
-from moejax.dispatch.exchange import all_to_all, capacity, compute_cells, in_cells
+from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
 from moejax.dispatch.sort import permute, run_sorted, unpermute, weigh
 from moejax.seams import Dispatch
@@ -36,14 +35,7 @@ class FixedCell(Dispatch):
     node_size: int = 1  # devices in a row that share a fast link; 1 = one all-to-all over all
 
     def __post_init__(self):
-        factor = self.capacity_factor
-        require(
-            factor is None or 0 < factor < math.inf,
-            f"dispatch.capacity_factor={factor} must be positive and finite, or None to drop nothing",
-        )
-        for name in ("chunks", "node_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"dispatch.{name}={value} must be at least 1")
+        check_cells("dispatch", self)
 
     @property
     def causal(self) -> bool:

@@ -1,19 +1,34 @@
 """Rows in cells of a fixed size, and the all-to-all that moves them."""
 
 import functools
+import math
 
 import jax.numpy as jnp
 from jax import lax
 
+from moejax.config import require
 from moejax.dispatch.shards import num_experts
 from moejax.dispatch.sort import by_expert, permute, unpermute
+from moejax.ops.capacity import tutel_slots
+
+
+def check_cells(where: str, cells) -> None:
+    """Refuse cells that cannot be; `cells` has a capacity_factor, chunks and a node_size, set at `where`."""
+    factor = cells.capacity_factor
+    require(
+        factor is None or 0 < factor < math.inf,
+        f"{where}.capacity_factor={factor} must be positive and finite, or None to drop nothing",
+    )
+    for name in ("chunks", "node_size"):
+        value = getattr(cells, name)
+        require(value >= 1, f"{where}.{name}={value} must be at least 1")
 
 
 def capacity(factor: float | None, num_tokens: int, num_slots: int, num_experts: int) -> int:
     """C: slots that one device has for one expert, at most all of its tokens (factor None)."""
     if factor is None:
         return num_tokens
-    return min(num_tokens, max(1, num_slots * int(factor * -(-num_tokens // num_experts))))
+    return min(num_tokens, max(1, tutel_slots(num_tokens, num_experts, num_slots, factor)))
 
 
 def in_cells(expert_NK, num_experts: int, capacity: int):

@@ -26,9 +26,9 @@ import jax.numpy as jnp
 from moejax import sharding, weights
 from moejax.config import require
 from moejax.model.forward import forward
-from moejax.ops.experts import gated_experts
+from moejax.ops.experts import bank_specs, gated_experts
 from moejax.seams import Ffn, Routing, Side
-from moejax.specs import Normal, Spec
+from moejax.specs import Normal, Spec, tree_map
 
 SMALL, BIG, SKIP = 0, 1, 2
 MODULES = ("small", "big")
@@ -129,17 +129,10 @@ class Duo(Ffn):
             )
 
     def specs(self, m):
-        D = m.width
-
-        def module(F, used):
-            def bank(shape, dims, std):
-                return Spec((1, *shape), (None, *dims), Normal(std), m.param_dtype, used)
-
-            return {
-                "gate": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "up": bank((D, F), ("embed", "ffn"), D**-0.5),
-                "down": bank((F, D), ("ffn", "embed"), (2 * m.num_layers * F) ** -0.5),
-            }
+        def module(hidden, used):
+            """A bank of one expert, which no mesh splits."""
+            bank = bank_specs(m, 1, hidden, used)
+            return tree_map(lambda spec: dataclasses.replace(spec, dims=(None, *spec.dims[1:])), bank)
 
         small, big = self.choice.used
         return {

@@ -23,7 +23,12 @@ class Loss:
         return None
 
 
+def seen_layers(probes) -> list:
+    """What was seen in every block that routes, each with leading layer dim."""
+    return [seen for group in probes for seen in group if seen]
+
+
 def mean_over_layers(probes, value):
     """Mean over all MoE layers of `value(seen)`, where `seen` is one block's probe with leading layer dim."""
-    per_layer = [value(seen) for group in probes for seen in group if seen]
+    per_layer = [value(seen) for seen in seen_layers(probes)]
     return jnp.mean(jnp.concatenate(per_layer)) if per_layer else jnp.zeros(())

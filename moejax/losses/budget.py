@@ -13,7 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.config import require
-from moejax.losses.base import Loss
+from moejax.losses.base import Loss, seen_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Budget(Loss):
         return {"cost_B": cost_B, "tokens_B": jnp.sum(batch.valid_BT, axis=1, dtype=cost_B.dtype)}
 
     def stats(self, params, m, probes, output, batch):
-        layers = [seen for group in probes for seen in group if seen]
+        layers = seen_layers(probes)
         if not layers:
             return {}
         cost_B, tokens_B = (

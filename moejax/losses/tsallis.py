@@ -16,7 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from moejax.config import require
-from moejax.losses.base import Loss, mean_over_layers
+from moejax.losses.base import Loss, mean_over_layers, seen_layers
 from moejax.losses.counts import shares
 from moejax.ops.entropy import check_index, tsallis
 
@@ -64,7 +64,7 @@ class KeptMassBalance(Loss):
         }
 
     def stats(self, params, m, probes, output, batch):
-        layers = [seen for group in probes for seen in group if seen]
+        layers = seen_layers(probes)
         widths = {seen["share"].shape[-1] for seen in layers}
         require(
             len(widths) <= 1,

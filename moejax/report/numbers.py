@@ -6,9 +6,9 @@ import numpy as np
 
 
 def plain(value: float, digits: int = 3) -> str:
-    """About `digits` significant digits: 1,234,567 -> 1.23 M, 0.00031 -> 3.1e-4, 12.0 -> 12."""
+    """About `digits` significant digits: 1,234,567 -> 1.23 M, 0.00031 -> 3.1e-4, 12.0 -> 12, NaN -> -."""
     if not math.isfinite(value):
-        return str(value)
+        return "-" if math.isnan(value) else str(value)
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
         if abs(value) >= size:
             return plain(value / size, digits) + unit

@@ -29,7 +29,8 @@ def grouped_matmul(
     """Multiply rows that are sorted by group with their group's matrix: `out[m] = lhs[m] @ rhs[group of m]`.
 
     Rows that belong to no group of rhs are exactly zero in the result and get no gradient, whatever their
-    buffers hold (NaN too). Differentiable in lhs and rhs to any order in reverse mode. Accumulates in
+    buffers hold (NaN too). Differentiable in lhs and rhs in reverse mode, to any order outside
+    `lax.scan`; under it once, because there jax mixes up what a second derivative needs. Accumulates in
     float32, or in float64 for float64 operands.
 
     Args:

@@ -1,5 +1,7 @@
 """Imports go one way, and what must start fast or run anywhere does not drag jax in."""
 
+import ast
+
 import pytest
 
 from tests.house import layers, tree
@@ -43,6 +45,18 @@ def test_the_table_has_no_cycle():
 def test_does_not_reach_jax(path):
     reached = tree.reachable(path)
     assert "jax" not in reached, f"{path} reaches jax through {reached['jax']}"
+
+
+def test_every_shard_map_checks_what_varies():
+    found = []
+    for path in tree.product():
+        calls = [node for node in ast.walk(tree.parsed(path)) if isinstance(node, ast.Call)]
+        maps = [call for call in calls if getattr(call.func, "attr", None) == "shard_map"]
+        found += maps
+        for call in maps:
+            checks = [word.value.value for word in call.keywords if word.arg == "check_vma"]
+            assert checks == [True], f"{path}:{call.lineno} calls shard_map without check_vma=True"
+    assert len(found) >= 2
 
 
 def test_kernels_know_nothing_of_the_model():

@@ -21,13 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config import require
+from moejax.ops.capacity import tutel_slots
 from moejax.routers.select.groups import check_group, gathered, over_groups, own
 from moejax.seams import Selector
-
-
-def tutel_slots(tokens: int, num_experts: int, k: int, factor: float) -> int:
-    """Slots of an expert in a group of so many tokens: k int(factor ceil(tokens / E))."""
-    return k * int(factor * math.ceil(tokens / num_experts))
 
 
 def openmoe_slots(tokens: int, num_experts: int, k: int, factor: float) -> int:

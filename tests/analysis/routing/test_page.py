@@ -1,6 +1,7 @@
 """The page draws every chapter of any trace, escapes what it must, and loads nothing."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -64,4 +65,6 @@ def test_hostile_text_stays_text(trace):
     ids=["one token", "a token without experts", "no expert at all", "more slots than colours"],
 )
 def test_odd_traces_are_borne(odd):
-    Outline(page(odd))
+    text = page(odd)
+    Outline(text)
+    assert "<td>Layer 0</td>" in text and not re.search(r"\b(nan|inf)\b", text)
