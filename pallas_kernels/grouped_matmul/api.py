@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import implementations
 from pallas_kernels.grouped_matmul import cpu, reference, tpu
 from pallas_kernels.varying import vary, varying_axes
 
-IMPLEMENTATIONS = {"reference": reference, "xla_tiles": cpu, "tpu": tpu}
+IMPLEMENTATIONS = {"tpu": tpu, "xla_tiles": cpu, "reference": reference}
 
 
 def grouped_matmul(
@@ -96,8 +97,6 @@ class _How(NamedTuple):
 
 
 def _how(lhs, rhs, preferred_element_type, implementation: str | None) -> _How:
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     dtype = preferred_element_type or jnp.promote_types(lhs.dtype, rhs.dtype)
     return _How(jnp.dtype(dtype), implementation)
 
@@ -127,20 +126,6 @@ def _promote(lhs, rhs):
     return lhs.astype(dtype), rhs.astype(dtype)
 
 
-def _run(product: str, how: _How, operands, *static):
-    """Compute a product by the implementation that was asked for, or by the platform's best that can."""
-
-    def by(implementation):
-        return lambda *operands: getattr(implementation, product)(*operands, *static, how.dtype)
-
-    if how.implementation:
-        return by(IMPLEMENTATIONS[how.implementation])(*operands)
-    lhs, _, start_G, _ = operands
-    if tpu.refusal(lhs.shape[0], start_G.shape[0], lhs.dtype, how.dtype):
-        return by(cpu)(*operands)
-    return lax.platform_dependent(*operands, tpu=by(tpu), default=by(cpu))
-
-
 # The two products are each other's derivatives, so second and higher derivatives come by themselves.
 
 
@@ -150,7 +135,10 @@ def _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, how: _How):
     if 0 in (*lhs_MK.shape, *rhs.shape):
         zero_MN = jnp.zeros((lhs_MK.shape[0], rhs.shape[1 if transpose_rhs else 2]), how.dtype)
         return vary(zero_MN, varying_axes(lhs_MK))
-    return _run("matmul", how, (lhs_MK, rhs, start_G, end_G), transpose_rhs)
+    operands = (lhs_MK, rhs, start_G, end_G)
+    return implementations.run(
+        IMPLEMENTATIONS, "matmul", how.implementation, operands, transpose_rhs=transpose_rhs, dtype=how.dtype
+    )
 
 
 def _matmul_forward(lhs_MK, rhs, start_G, end_G, transpose_rhs, how):
@@ -174,7 +162,8 @@ def _outer(lhs_MK, rhs_MN, start_G, end_G, how: _How):
     if 0 in (*lhs_MK.shape, *rhs_MN.shape):
         zero_GKN = jnp.zeros((start_G.shape[0], lhs_MK.shape[1], rhs_MN.shape[1]), how.dtype)
         return vary(zero_GKN, varying_axes(lhs_MK))
-    return _run("outer", how, (lhs_MK, rhs_MN, start_G, end_G))
+    operands = (lhs_MK, rhs_MN, start_G, end_G)
+    return implementations.run(IMPLEMENTATIONS, "outer", how.implementation, operands, dtype=how.dtype)
 
 
 def _outer_forward(lhs_MK, rhs_MN, start_G, end_G, how):

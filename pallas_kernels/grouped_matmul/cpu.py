@@ -20,8 +20,13 @@ from jax import lax
 from pallas_kernels.grouped_matmul.reference import accumulator
 from pallas_kernels.varying import vary, varying_axes
 
+PLATFORM = None
 MOST_LENGTHS = 8  # different chunk lengths; each is a loop in the program, and time to compile
 MIN_STEP, MAX_STEP = 16, 128  # rows
+
+
+def refusal(function, *operands, **static) -> None:
+    """It serves everything."""
 
 
 def chunk_lengths(num_rows: int, num_groups: int) -> tuple[int, ...]:

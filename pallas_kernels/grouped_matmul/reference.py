@@ -6,6 +6,12 @@ from jax import lax
 
 from pallas_kernels.varying import vary, varying_axes
 
+PLATFORM = None
+
+
+def refusal(function, *operands, **static) -> None:
+    """It serves everything."""
+
 
 def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
     """out[m] = lhs[m] @ rhs[g] (or rhs[g].T) for the group with start[g] <= m < end[g], else zero."""

@@ -20,11 +20,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.errors import NotServedError
 from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem, Tiles, most_visits
 from pallas_kernels.varying import like
 
+PLATFORM = "tpu"
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32))
 
 
@@ -39,14 +39,10 @@ class Visits(NamedTuple):
 
 
 def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array:
-    """See `reference.matmul`.
-
-    Raises:
-      NotServedError: element types that a TPU lacks, or no tiles fit.
-    """
+    """See `reference.matmul`."""
     (M, K), G, N = lhs_MK.shape, rhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
-    tiles, vmem = _tiles(tpu_tiles.MATMUL, problem, lhs_MK.dtype, dtype)
+    tiles, vmem = _tiles(tpu_tiles.MATMUL, problem)
     visits = visit_tiles(start_G, end_G, M, tiles.m)
     tiles_k = pl.cdiv(K, tiles.k)
 
@@ -84,14 +80,10 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
-    """See `reference.outer`.
-
-    Raises:
-      NotServedError: element types that a TPU lacks, or no tiles fit.
-    """
+    """See `reference.outer`."""
     (M, K), G, N = lhs_MK.shape, start_G.shape[0], rhs_MN.shape[1]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
-    tiles, vmem = _tiles(tpu_tiles.OUTER, problem, lhs_MK.dtype, dtype)
+    tiles, vmem = _tiles(tpu_tiles.OUTER, problem)
     visits = visit_groups(start_G, end_G, M, tiles.m)
     call = pl.pallas_call(
         _outer_kernel,
@@ -114,12 +106,13 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     return call(*visits, lhs_MK, rhs_MN)
 
 
-def refusal(num_rows: int, num_groups: int, *dtypes) -> str | None:
+def refusal(function: str, lhs_MK, rhs, start_G, end_G, *, dtype, **others) -> str | None:
     """Why these operands cannot be served, or None."""
     names = " and ".join(dtype.name for dtype in DTYPES)
-    for dtype in dtypes:
-        if jnp.dtype(dtype) not in DTYPES:
-            return f"it multiplies {names}, not {jnp.dtype(dtype).name}"
+    for used in (lhs_MK.dtype, dtype):
+        if jnp.dtype(used) not in DTYPES:
+            return f"it multiplies {names}, not {jnp.dtype(used).name}"
+    num_rows, num_groups = lhs_MK.shape[0], start_G.shape[0]
     if tpu_tiles.most_visits(num_rows, num_groups, tpu_tiles.MOST_ROWS) > tpu_tiles.VISITS_IN_SMEM:
         return f"the visits of {num_rows} rows in {num_groups} groups do not fit in SMEM"
     return None
@@ -180,13 +173,8 @@ def _visits(group_V, tile_V, real_V, start_G, end_G, rows: int) -> Visits:
     return Visits(group_V, tile_V, within(start_G), within(end_G), read_V)
 
 
-def _tiles(op: tpu_tiles.Op, problem: Problem, *dtypes) -> tuple[Tiles, int]:
+def _tiles(op: tpu_tiles.Op, problem: Problem) -> tuple[Tiles, int]:
     """The tiles and the bytes of VMEM that they need."""
-    why = refusal(problem.M, problem.G, *dtypes)
-    if why:
-        raise NotServedError(
-            f"implementation='tpu' cannot serve {problem}: {why}; implementation='xla_tiles' can"
-        )
     tiles = tpu_tiles.choose(op, problem, tpu_tiles.this_chip())
     return tiles, op.vmem(problem, tiles)
 

@@ -77,10 +77,14 @@ def test_what_a_tpu_lacks():
     operands = jnp.ones((4, 2), jnp.float16), jnp.ones((1, 2, 3), jnp.float16), jnp.array([4])
     with pytest.raises(NotServedError, match=r"bfloat16 and float32, not float16; .*'xla_tiles' can"):
         grouped_matmul(*operands, implementation="tpu")
-    assert tpu.refusal(2**20, 2**15, jnp.bfloat16) == (
-        "the visits of 1048576 rows in 32768 groups do not fit in SMEM"
-    )
-    assert tpu.refusal(2**20, 256, jnp.bfloat16, jnp.float32) is None
+    assert refused(num_groups=2**15) == "the visits of 1048576 rows in 32768 groups do not fit in SMEM"
+    assert refused(num_groups=256) is None
+
+
+def refused(num_groups: int) -> str | None:
+    lhs_MK = jax.ShapeDtypeStruct((2**20, 8), jnp.bfloat16)
+    bound_G = jax.ShapeDtypeStruct((num_groups,), jnp.int32)
+    return tpu.refusal("outer", lhs_MK, lhs_MK, bound_G, bound_G, dtype=jnp.float32)
 
 
 @pytest.fixture

@@ -1,34 +1,20 @@
-"""The TPU kernels compiled for TPUs that are not here: Mosaic takes them, and they fit in VMEM.
-
-Needs libtpu, `pip install 'moejax[tpu]'`; without it all of this is skipped.
-"""
-
-import importlib.util
-import os
-import re
+"""The TPU kernels compiled for TPUs that are not here: Mosaic takes them, and they fit in VMEM."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import grouped_matmul, grouped_outer
 from pallas_kernels.grouped_matmul import shapes, tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Tiles
+from tests.pallas_kernels import topologies
+from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install 'moejax[tpu]'"
-)
+pytestmark = topologies.needs_libtpu
 
-TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-VMEM = {"v5e": 128 * 2**20, "v5p": 64 * 2**20, "v6e": 128 * 2**20}
 FOR_EVERY_CHANGE = {"odd", "deepseek_v3"}
 MODEST = (*shapes.TINY, *shapes.SMALL, *shapes.MANY_EXPERTS)
 MIXTRAL = shapes.PUBLISHED[0]
-generations = pytest.mark.parametrize("generation", TOPOLOGIES)
 
 
 def rows(of) -> list:
@@ -38,14 +24,8 @@ def rows(of) -> list:
 
 
 @pytest.fixture
-def mesh(generation, monkeypatch):
-    """One core of a TPU that does not exist, as the mesh for which programs are traced and compiled."""
-    here = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-    for name, value in (here | {"TPU_ACCELERATOR_TYPE": "v5litepod-4"}).items():
-        monkeypatch.setenv(name, os.environ.get(name, value))
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[generation]).devices
-    mesh = jax.sharding.Mesh(np.array(devices[:1]), ("one",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
+def mesh(generation):
+    with topologies.tpu(generation) as mesh:
         yield mesh
 
 
@@ -57,20 +37,7 @@ def compiled(mesh, shape, product: str, dtype):
         "dlhs": (((M, N), (G, K, N)), lambda *args: grouped_matmul(*args, transpose_rhs=True)),
         "drhs": (((M, K), (M, N)), grouped_outer),
     }[product]
-    here = NamedSharding(mesh, P())
-    operands = (jax.ShapeDtypeStruct(dim, dtype, sharding=here) for dim in dims)
-    sizes = jax.ShapeDtypeStruct((G,), jnp.int32, sharding=here)
-    anew = lambda *args: run(*args)  # so that nothing is taken from what another test has traced
-    return jax.jit(anew).lower(*operands, sizes).compile()
-
-
-def vmem_of_kernel(program) -> int:
-    """Bytes of VMEM in use while the kernel runs, as the compiler counted them."""
-    (call,) = (
-        line for line in program.as_text().splitlines() if 'custom_call_target="tpu_custom_call"' in line
-    )
-    used = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"'
-    return int(re.search(used, call).group(1))
+    return topologies.compiled(mesh, run, *((dim, dtype) for dim in dims), ((G,), jnp.int32))
 
 
 @generations
@@ -78,7 +45,8 @@ def vmem_of_kernel(program) -> int:
 @pytest.mark.parametrize("product", ["forward", "dlhs", "drhs"])
 def test_compiles_in_bfloat16(mesh, generation, shape, product):
     program = compiled(mesh, shape, product, jnp.bfloat16)
-    assert vmem_of_kernel(program) <= tpu_tiles.VMEM_SHARE * VMEM[generation]
+    (vmem,) = vmem_of_kernels(program)
+    assert vmem <= tpu_tiles.VMEM_SHARE * VMEM[generation]
     assert program.memory_analysis().temp_size_in_bytes < 16 * 2**20  # no operand is copied
 
 
@@ -86,7 +54,8 @@ def test_compiles_in_bfloat16(mesh, generation, shape, product):
 @pytest.mark.parametrize("shape", rows(MODEST))
 @pytest.mark.parametrize("product", ["forward", "dlhs", "drhs"])
 def test_compiles_in_float32(mesh, generation, shape, product):
-    assert vmem_of_kernel(compiled(mesh, shape, product, jnp.float32)) <= VMEM[generation]
+    (vmem,) = vmem_of_kernels(compiled(mesh, shape, product, jnp.float32))
+    assert vmem <= VMEM[generation]
 
 
 @pytest.mark.parametrize("generation", ["v6e"])
