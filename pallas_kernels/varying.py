@@ -23,3 +23,9 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
 def like(x: jax.Array, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
     """What a kernel says of a result that varies over the axes over which its operand `x` does."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
+
+
+def vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """`arrays`, all made to vary over every axis over which one of them does."""
+    axes = varying_axes(*arrays)
+    return tuple(vary(x, axes) for x in arrays)

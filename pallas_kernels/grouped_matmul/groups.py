@@ -1,0 +1,25 @@
+"""Which rows belong to which group."""
+
+import functools
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def bounds_of(num_rows: int, group_sizes_G, group_offset, num_groups: int):
+    """First and end row of each of `num_groups` groups from `group_offset` on.
+
+    Raises:
+      ValueError: there are not so many groups.
+    """
+    first = group_offset if isinstance(group_offset, int) else 0
+    if group_sizes_G.ndim != 1 or not 0 <= first <= group_sizes_G.shape[0] - num_groups:
+        wanted = f"groups {first} to {first + num_groups - 1} are wanted"
+        raise ValueError(
+            f"group_sizes is {group_sizes_G.shape}, but {wanted}; "
+            "group_sizes counts the rows of all groups, group_offset is the first group that is wanted"
+        )
+    end_G = jnp.minimum(jnp.cumsum(group_sizes_G, dtype=jnp.int32), num_rows)
+    start_G = jnp.concatenate([jnp.zeros_like(end_G[:1]), end_G[:-1]])
+    held = functools.partial(lax.dynamic_slice_in_dim, start_index=group_offset, slice_size=num_groups)
+    return held(start_G), held(end_G)
