@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from pallas_kernels import implementations
-from pallas_kernels.grouped_matmul import cpu, reference, tpu
-from pallas_kernels.varying import vary, varying_axes
+from pallas_kernels.grouped_matmul import cpu, reference, tpu, triton
+from pallas_kernels.grouped_matmul.groups import bounds_of
+from pallas_kernels.varying import vary, vary_alike, varying_axes
 
-IMPLEMENTATIONS = {"tpu": tpu, "xla_tiles": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "triton": triton, "xla_tiles": cpu, "reference": reference}
 
 
 def grouped_matmul(
@@ -54,9 +54,9 @@ def grouped_matmul(
     if lhs_MK.ndim != 2 or rhs_GKN.ndim != 3 or lhs_MK.shape[1] != rhs_GKN.shape[2 if transpose_rhs else 1]:
         wanted = "[G, N, K]" if transpose_rhs else "[G, K, N]"
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_GKN.shape}; expected [M, K] and {wanted}")
-    bounds = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, rhs_GKN.shape[0])
+    bounds = bounds_of(lhs_MK.shape[0], group_sizes_G, group_offset, rhs_GKN.shape[0])
     how = _how(lhs_MK, rhs_GKN, preferred_element_type, implementation)
-    return _matmul(*_vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
+    return _matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
 
 
 def grouped_outer(
@@ -84,9 +84,9 @@ def grouped_outer(
     if lhs_MK.ndim != 2 or rhs_MN.ndim != 2 or lhs_MK.shape[0] != rhs_MN.shape[0]:
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_MN.shape}; expected [M, K] and [M, N]")
     num_groups = group_sizes_G.shape[0] if num_groups is None else num_groups
-    bounds = _bounds(lhs_MK.shape[0], group_sizes_G, group_offset, num_groups)
+    bounds = bounds_of(lhs_MK.shape[0], group_sizes_G, group_offset, num_groups)
     how = _how(lhs_MK, rhs_MN, preferred_element_type, implementation)
-    return _outer(*_vary_alike(lhs_MK, rhs_MN, *bounds), how)
+    return _outer(*vary_alike(lhs_MK, rhs_MN, *bounds), how)
 
 
 class _How(NamedTuple):
@@ -99,26 +99,6 @@ class _How(NamedTuple):
 def _how(lhs, rhs, preferred_element_type, implementation: str | None) -> _How:
     dtype = preferred_element_type or jnp.promote_types(lhs.dtype, rhs.dtype)
     return _How(jnp.dtype(dtype), implementation)
-
-
-def _bounds(num_rows: int, group_sizes_G, group_offset, num_groups: int):
-    """First and end row of each of `num_groups` groups."""
-    first = group_offset if isinstance(group_offset, int) else 0
-    if group_sizes_G.ndim != 1 or not 0 <= first <= group_sizes_G.shape[0] - num_groups:
-        wanted = f"groups {first} to {first + num_groups - 1} are wanted"
-        raise ValueError(
-            f"group_sizes is {group_sizes_G.shape}, but {wanted}; "
-            "group_sizes counts the rows of all groups, group_offset is the first group that is wanted"
-        )
-    end_G = jnp.minimum(jnp.cumsum(group_sizes_G, dtype=jnp.int32), num_rows)
-    start_G = jnp.concatenate([jnp.zeros_like(end_G[:1]), end_G[:-1]])
-    held = functools.partial(lax.dynamic_slice_in_dim, start_index=group_offset, slice_size=num_groups)
-    return held(start_G), held(end_G)
-
-
-def _vary_alike(*arrays):
-    axes = varying_axes(*arrays)
-    return tuple(vary(x, axes) for x in arrays)
 
 
 def _promote(lhs, rhs):

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem, Tiles, most_visits
+from pallas_kernels.grouped_matmul.visits import walk
 from pallas_kernels.varying import like
 
 PLATFORM = "tpu"
@@ -129,9 +130,7 @@ def visit_tiles(start_G, end_G, num_rows: int, rows: int) -> Visits:
     behind = jnp.where(nobody, tiles, -(-end_G[-1:] // rows))
     first_S = jnp.concatenate([jnp.zeros_like(before), first_G, behind])
     count_S = jnp.concatenate([before, count_G, tiles - behind])
-    segment_V, tile_V, real_V = _walk(
-        first_S, count_S, most_visits(num_rows, min(num_groups, num_rows), rows)
-    )
+    segment_V, tile_V, real_V = walk(first_S, count_S, most_visits(num_rows, min(num_groups, num_rows), rows))
     # they fetch no matrix of their own either
     first_held, last_held = jnp.argmax(held_G), num_groups - 1 - jnp.argmax(held_G[::-1])
     group_V = jnp.clip(segment_V - 1, first_held, last_held).astype(jnp.int32)
@@ -143,26 +142,13 @@ def visit_groups(start_G, end_G, num_rows: int, rows: int) -> Visits:
     first_G, count_G = _tiles_of_groups(start_G, end_G, rows)
     first_G = jnp.minimum(first_G, pl.cdiv(num_rows, rows) - 1)
     most = most_visits(num_rows, len(start_G), rows)
-    return _visits(*_walk(first_G, jnp.maximum(count_G, 1), most), start_G, end_G, rows)
+    return _visits(*walk(first_G, jnp.maximum(count_G, 1), most), start_G, end_G, rows)
 
 
 def _tiles_of_groups(start_G, end_G, rows: int):
     """First tile of each group and how many have rows of it."""
     first_G = start_G // rows
     return first_G, jnp.where(start_G < end_G, -(-end_G // rows) - first_G, 0)
-
-
-def _walk(first_S, count_S, most: int):
-    """Visit `count` tiles from `first` on of every segment, then stay at the last one until `most` visits.
-
-    Returns:
-      (segment, tile, whether it is a visit of its own) of every visit.
-    """
-    stop_S = jnp.cumsum(count_S, dtype=jnp.int32)
-    step_V = jnp.arange(most, dtype=jnp.int32)
-    visit_V = jnp.minimum(step_V, stop_S[-1] - 1)
-    segment_V = jnp.sum(stop_S[None, :] <= visit_V[:, None], axis=1, dtype=jnp.int32)
-    return segment_V, visit_V + (first_S - stop_S + count_S)[segment_V], step_V == visit_V
 
 
 def _visits(group_V, tile_V, real_V, start_G, end_G, rows: int) -> Visits:

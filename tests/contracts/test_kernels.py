@@ -8,29 +8,34 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import grouped_matmul, grouped_outer
-from pallas_kernels.grouped_matmul import api, shapes, tpu_tiles
+from pallas_kernels.grouped_matmul import api, shapes, tpu_tiles, triton_tiles
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
+from tests.pallas_kernels import interpreters
 
 # jax interprets these step by step; for every change they run what tells most
-INTERPRETED = ("tpu",)
+INTERPRETED = ("tpu", "triton")
 COMPILED = tuple(name for name in api.IMPLEMENTATIONS if name not in INTERPRETED)
 NIGHTLY = tuple(pytest.param(name, marks=pytest.mark.nightly) for name in INTERPRETED)
 implementations = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED))
 interpreted_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIGHTLY))
+# the interpreter of plain kernels takes seconds for every new shape, and does not know of manual axes
+LOOSELY = pytest.param("triton", marks=pytest.mark.nightly)
+loosely_nightly = pytest.mark.parametrize("implementation", (*COMPILED, "tpu", LOOSELY))
+knowing_manual_axes = pytest.mark.parametrize("implementation", (*COMPILED, "tpu"))
 tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter():
-    """Run TPU kernels here, in many small tiles; reads out of bounds raise, and what is unset is NaN."""
+    """Run the kernels of accelerators here, in many small tiles; what is unset is NaN."""
     small = lambda op, of, chip: tpu_tiles.Tiles(min(of.M, 16), min(of.K, 128), min(of.N, 128))
-    with pytest.MonkeyPatch.context() as patch, pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
+    with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls():
         patch.setattr(tpu_tiles, "choose", small)
+        patch.setattr(triton_tiles, "choose", lambda *_: triton_tiles.Tiles(16, 16, 16, warps=4, stages=2))
         yield
 
 
@@ -91,7 +96,7 @@ def test_four_rows_two_groups_by_hand(implementation):
     np.testing.assert_array_equal(drhs_GKN, [[[5.0]]])
 
 
-@implementations
+@loosely_nightly
 @tiny_shapes
 @pytest.mark.parametrize("distribution", tuple(shapes.DISTRIBUTIONS))
 def test_equals_the_oracle(implementation, shape, distribution):
@@ -225,7 +230,7 @@ def test_vmap(implementation):
         assert_close(out_MN, oracle_matmul(lhs_MK, rhs_GKN, size_G), terms=4)
 
 
-@implementations
+@knowing_manual_axes
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto])
 def test_replicated_weights_under_shard_map(implementation, axis_type):
     """Rows are split over eight devices, each with sizes of its own; the weights' gradient is summed."""
@@ -251,7 +256,7 @@ def test_replicated_weights_under_shard_map(implementation, axis_type):
     assert_close(dlhs_MK, np.concatenate(dlhs_of_parts), terms=3)
 
 
-@implementations
+@knowing_manual_axes
 def test_experts_held_by_different_devices(implementation):
     """Each of four devices holds two of eight groups and all rows; their results add up to the whole."""
     mesh = jax.make_mesh((4,), ("expert",), devices=jax.devices()[:4], axis_types=(AxisType.Auto,))
