@@ -5,5 +5,6 @@ and `gpu.py` the fast ways, `shapes.py` the sizes that tests and benchmarks shar
 """
 
 from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
+from pallas_kernels.permute.api import permute, unpermute
 
-__all__ = ["grouped_matmul", "grouped_outer"]
+__all__ = ["grouped_matmul", "grouped_outer", "permute", "unpermute"]
