@@ -5,12 +5,14 @@ and `gpu.py` the fast ways, `shapes.py` the sizes that tests and benchmarks shar
 """
 
 from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
+from pallas_kernels.grouped_swiglu.api import grouped_swiglu
 from pallas_kernels.permute.api import permute, unpermute
 from pallas_kernels.segment_attention.api import segment_attention, segment_attention_with_lse
 
 __all__ = [
     "grouped_matmul",
     "grouped_outer",
+    "grouped_swiglu",
     "permute",
     "segment_attention",
     "segment_attention_with_lse",

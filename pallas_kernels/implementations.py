@@ -56,7 +56,7 @@ def _asked(table, function: str, asked: str, operands, static) -> ModuleType:
     why = table[asked].refusal(function, *operands, **static)
     if why:
         able = [name for name, other in table.items() if not other.refusal(function, *operands, **static)]
-        shapes = ", ".join(str(jax.typeof(x)) for x in operands)
+        shapes = ", ".join(str(jax.typeof(x)) for x in jax.tree.leaves(operands))
         raise NotServedError(
             f"implementation={asked!r} cannot serve {function}({shapes}): {why}; "
             f"implementation={able[0]!r} can, and implementation=None picks"

@@ -75,7 +75,7 @@ def oracle_slopes(d_y_ND, rows_RD, home_NK, gate_NK) -> tuple[np.ndarray, np.nda
 
 @functools.cache
 def there_and_back(implementation: str):
-    """A jitted (x, rows, order, home, gate) -> (there, dx), (sum, d_rows, d_gate), for cotangents rows and x."""
+    """A jitted (x, rows, order, home, gate) -> (there, dx), (sum, d_rows, d_gate); rows and x pull back."""
 
     @jax.jit
     def run(x_ND, rows_RD, order_R, home_NK, gate_NK):
