@@ -113,7 +113,7 @@ def _block(i, size: int, whole: int) -> _Part:
 
 def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, out, *, tiles: Tiles, band, transpose_rhs: bool):
     """One tile of the result, of the rows of one piece."""
-    v, n = _in_band(pl.program_id(0), *band)
+    v, n = in_band(pl.program_id(0), *band)
     (_, K), (_, N) = lhs.shape, out.shape
     start, group = start_V[v], group_V[v]
     rows, columns = _Part(start, tiles.height, end_V[v] - start), _block(n, tiles.width, N)
@@ -136,7 +136,7 @@ def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, out, *, tiles: Tiles, band
 def _outer_kernel(group_P, start_G, end_G, lhs, rhs, out, *, tiles: Tiles, band):
     """One tile of one group's matrix."""
     place, in_matrix = pl.program_id(0) // (band[0] * band[1]), pl.program_id(0) % (band[0] * band[1])
-    k, n = _in_band(in_matrix, *band)
+    k, n = in_band(in_matrix, *band)
     group = group_P[place]
     start, end = start_G[group], end_G[group]
     _, K, N = out.shape
@@ -151,7 +151,7 @@ def _outer_kernel(group_P, start_G, end_G, lhs, rhs, out, *, tiles: Tiles, band)
     _store(out, sum_kn, group, wide, columns)
 
 
-def _in_band(program, down: int, across: int, span: int):
+def in_band(program, down: int, across: int, span: int):
     """Row and column of a program's tile where tiles are taken in bands `span` high, column by column."""
     first = program // (span * across) * span
     height = jnp.minimum(down - first, span)

@@ -19,12 +19,13 @@ from pallas_kernels.grouped_matmul.tpu_tiles import Problem
 LEAST = 16  # a dot takes powers of two from here on
 MOST_HEIGHT, MOST_WIDTH = 128, 256
 STEP_BYTES = (64, 128)  # of a row of an operand, in a step
+STAGES, WARPS = (4, 3), (4, 8)
 START_SECONDS, STEP_SECONDS = 2e-6, 0.05e-6
 L2_SPEED = 2.5  # of the main memory's
 FLOAT32_SLOWNESS = 16  # float32 is not rounded, so that the tensor cores do not serve
 REGISTERS, THREADS_OF_WARP = 2**16, 32
 REGISTERS_BESIDE_SUMS = 64  # of a thread
-MOST_SUMS = 128  # of a thread
+MOST_SUMS = {2: 128, 4: 64}  # of a thread, by bytes of an operand: float32 ones are in registers too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def programs_per_core(operand_bytes: int, tiles: Tiles, chip: Chip) -> int:
     """How many programs a core holds at once; none where one does not fit."""
     threads = tiles.warps * THREADS_OF_WARP
     sums = tiles.height * tiles.width // threads
-    if sums > MOST_SUMS:
+    if sums > MOST_SUMS[operand_bytes]:
         return 0
     by_registers = REGISTERS // (threads * (sums + REGISTERS_BESIDE_SUMS))
     return min(by_registers, chip.smem // shared_bytes(operand_bytes, tiles))
@@ -99,7 +100,7 @@ def choose(work_of: Callable[[Problem, Tiles], Work], of: Problem, chip: Chip) -
     every = [
         Tiles(height, width, step // of.operand_bytes, warps, stages)
         for height, width, step, warps, stages in itertools.product(
-            _sizes(down, MOST_HEIGHT), _sizes(of.N, MOST_WIDTH), STEP_BYTES, (4, 8), (4, 3, 2)
+            _sizes(down, MOST_HEIGHT), _sizes(of.N, MOST_WIDTH), STEP_BYTES, WARPS, STAGES
         )
     ]
     fits = lambda tiles: programs_per_core(of.operand_bytes, tiles, chip) > 0

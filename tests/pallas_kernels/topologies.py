@@ -8,6 +8,10 @@ import contextlib
 import importlib.util
 import os
 import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -78,12 +82,27 @@ def _mesh(topology):
         yield mesh
 
 
-def compiled(mesh, function, *operands):
-    """The program of a function for operands given as (shape, dtype)."""
+def compiled(mesh, function, *operands, **options):
+    """The program of a function for operands given as (shape, dtype), with options of the compiler."""
     here = NamedSharding(mesh, P())
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=here) for shape, dtype in operands]
     anew = lambda *args: function(*args)  # so that nothing is taken from what another test has traced
-    return jax.jit(anew).lower(*shapes).compile()
+    return jax.jit(anew).lower(*shapes).compile(options)
+
+
+def abstract_gpus(name: str, count: int = 1) -> jax.sharding.AbstractMesh:
+    """A mesh of GPUs in a row for programs that are only lowered, which needs no compiler for them."""
+    device = jax.sharding.AbstractDevice(GPUS[name]["name"], GPUS[name]["cores"], platform="gpu")
+    return jax.sharding.AbstractMesh(
+        (count,), ("row",), axis_types=(AxisType.Explicit,), abstract_device=device
+    )
+
+
+def exported(function, *operands) -> jax.export.Exported:
+    """The program for CUDA of a function with kernels in it, whose stability nobody promises."""
+    anew = lambda *args: function(*args)
+    kernels = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    return jax.export.export(jax.jit(anew), platforms=["cuda"], disabled_checks=[kernels])(*operands)
 
 
 def vmem_of_kernels(program) -> list[int]:
@@ -97,3 +116,34 @@ def ptxas(text: str) -> list[dict[str, int]]:
     """Registers and spilled bytes of each GPU kernel, from what ptxas printed (`MOSAIC_GPU_DUMP_PTXAS=1`)."""
     found = re.findall(r"(\d+) bytes spill stores.*?Used (\d+) registers", text, re.DOTALL)
     return [{"spilled": int(spilled), "registers": int(registers)} for spilled, registers in found]
+
+
+KERNELS = ("grouped_", "int8_")  # how names of ours begin
+
+
+class PtxKernel(NamedTuple):
+    """A GPU kernel as XLA hands it to ptxas, and what ptxas made of it."""
+
+    name: str
+    text: str
+    used: dict[str, int]
+
+
+def ptx_kernels(gpu_name: str, mesh, function, *operands) -> list[PtxKernel]:
+    """The kernels of `pallas_call` in the program of a function for operands given as (shape, dtype)."""
+    arch = {"h100": "sm_90a", "a100": "sm_80"}[gpu_name]
+    assembler = Path(importlib.util.find_spec("nvidia.cuda_nvcc").submodule_search_locations[0], "bin/ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        compiled(mesh, function, *operands, xla_dump_to=folder)
+        found = []
+        for path in Path(folder).glob("*.ptx"):
+            texts = dict(re.findall(r"(?s)\.entry (\w+)(.*?\n})", path.read_text()))
+            if not any(name.startswith(KERNELS) for name in texts):
+                continue  # XLA's own, or nothing
+            command = [assembler, "--verbose", f"--gpu-name={arch}", path, "--output-file=/dev/null"]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+            names = re.findall(r"Compiling entry function '(\w+)'", said)
+            found += [
+                PtxKernel(name, texts[name], used) for name, used in zip(names, ptxas(said), strict=True)
+            ]
+    return [kernel for kernel in found if kernel.name.startswith(KERNELS)]
