@@ -8,13 +8,19 @@ from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
 from pallas_kernels.grouped_swiglu.api import grouped_swiglu
 from pallas_kernels.permute.api import permute, unpermute
 from pallas_kernels.segment_attention.api import segment_attention, segment_attention_with_lse
+from pallas_kernels.slot_attention.api import slot_attention, write_pages
+from pallas_kernels.top_k_gate.api import Gates, top_k_gate
 
 __all__ = [
+    "Gates",
     "grouped_matmul",
     "grouped_outer",
     "grouped_swiglu",
     "permute",
     "segment_attention",
     "segment_attention_with_lse",
+    "slot_attention",
+    "top_k_gate",
     "unpermute",
+    "write_pages",
 ]

@@ -93,6 +93,36 @@ def _swiglu(x_ND, gate_GDF, up_GDF, rows, how: _How):
     return _forward(x_ND, gate_GDF, up_GDF, rows, how, keep=False)[0]
 
 
+def _swiglu_forward(*operands):
+    *saved, _ = operands
+    h_RF, *kept = _kept_swiglu(*operands)
+    return h_RF, (*saved, tuple(kept))
+
+
+def _swiglu_backward(how, saved, d_h_RF):
+    d_rows_RD, d_gate_GDF, d_up_GDF = _slopes(d_h_RF, *saved, how)
+    _, _, *slots = saved[3]
+    return unpermute(d_rows_RD, *slots) if slots else d_rows_RD, d_gate_GDF, d_up_GDF, None
+
+
+_swiglu.defvjp(_swiglu_forward, _swiglu_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _kept_swiglu(x_ND, gate_GDF, up_GDF, rows, how: _How):
+    """(h_RF, what is kept), the latter as a constant to gradients: `_slopes` sees to its part in them."""
+    return _forward(x_ND, gate_GDF, up_GDF, rows, how, how.keep)
+
+
+def _kept_forward(*operands):
+    *saved, _ = operands
+    h_RF, *kept = _kept_swiglu(*operands)
+    return (h_RF, *kept), (*saved, tuple(kept))
+
+
+_kept_swiglu.defvjp(_kept_forward, lambda how, saved, d_outputs: _swiglu_backward(how, saved, d_outputs[0]))
+
+
 def _forward(x_ND, gate_GDF, up_GDF, rows, how, keep: bool):
     start_G, end_G, *slots = rows
     operands = x_ND, _sources(*slots), gate_GDF, up_GDF, start_G, end_G
@@ -103,20 +133,6 @@ def _forward(x_ND, gate_GDF, up_GDF, rows, how, keep: bool):
 def _sources(order_R=None, home_NK=None):
     """The token of every row; None = every row is its own."""
     return None if order_R is None else jnp.minimum(order_R // home_NK.shape[1], len(home_NK) - 1)
-
-
-def _swiglu_forward(x_ND, gate_GDF, up_GDF, rows, how):
-    h_RF, *kept = _forward(x_ND, gate_GDF, up_GDF, rows, how, how.keep)
-    return h_RF, (x_ND, gate_GDF, up_GDF, rows, tuple(kept))
-
-
-def _swiglu_backward(how, saved, d_h_RF):
-    d_rows_RD, d_gate_GDF, d_up_GDF = _slopes(d_h_RF, *saved, how)
-    _, _, *slots = saved[3]
-    return unpermute(d_rows_RD, *slots) if slots else d_rows_RD, d_gate_GDF, d_up_GDF, None
-
-
-_swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))

@@ -1,0 +1,1 @@
+"""The experts of every token and their gates, from the router's logits."""
