@@ -27,6 +27,7 @@ from pallas_kernels.grouped_matmul import triton_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem
 from pallas_kernels.grouped_matmul.triton_tiles import Tiles
 from pallas_kernels.grouped_matmul.visits import walk
+from pallas_kernels.triton_blocks import Part, block, in_band, load, store
 from pallas_kernels.varying import like
 
 PLATFORM = "cuda"
@@ -98,39 +99,26 @@ def cut(start_G, end_G, num_rows: int, height: int) -> Pieces:
     return Pieces(start_V, end_V, segment_V - 1)
 
 
-class _Part(NamedTuple):
-    """What a program sees of one dim of an array: of `size` positions from `start` on the first `rest`."""
-
-    start: jax.Array
-    size: int
-    rest: jax.Array | None  # None: all
-
-
-def _block(i, size: int, whole: int) -> _Part:
-    """The i-th of the blocks into which a dim is cut."""
-    return _Part(i * size, size, whole - i * size if whole % size else None)
-
-
 def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, out, *, tiles: Tiles, band, transpose_rhs: bool):
     """One tile of the result, of the rows of one piece."""
     v, n = in_band(pl.program_id(0), *band)
     (_, K), (_, N) = lhs.shape, out.shape
     start, group = start_V[v], group_V[v]
-    rows, columns = _Part(start, tiles.height, end_V[v] - start), _block(n, tiles.width, N)
+    rows, columns = Part(start, tiles.height, end_V[v] - start), block(n, tiles.width, N)
 
     def add_step(step, sum_mn):
-        terms = _block(step, tiles.depth, K)
-        left = _load(lhs, rows, terms)
+        terms = block(step, tiles.depth, K)
+        left = load(lhs, rows, terms)
         if transpose_rhs:
-            return sum_mn + _dot(left, _load(rhs, group, columns, terms).T)
-        return sum_mn + _dot(left, _load(rhs, group, terms, columns))
+            return sum_mn + _dot(left, load(rhs, group, columns, terms).T)
+        return sum_mn + _dot(left, load(rhs, group, terms, columns))
 
     @pl.when(rows.rest > 0)
     def _():
         held = (group >= 0) & (group < rhs.shape[0])
         steps = held.astype(jnp.int32) * pl.cdiv(K, tiles.depth)
         sum_mn = _fold(add_step, steps, tiles)
-        _store(out, sum_mn, rows, columns)
+        store(out, sum_mn, rows, columns)
 
 
 def _outer_kernel(group_P, start_G, end_G, lhs, rhs, out, *, tiles: Tiles, band):
@@ -140,23 +128,15 @@ def _outer_kernel(group_P, start_G, end_G, lhs, rhs, out, *, tiles: Tiles, band)
     group = group_P[place]
     start, end = start_G[group], end_G[group]
     _, K, N = out.shape
-    wide, columns = _block(k, tiles.height, K), _block(n, tiles.width, N)
+    wide, columns = block(k, tiles.height, K), block(n, tiles.width, N)
 
     def add_step(step, sum_kn):
         at = start + step * tiles.depth
-        rows = _Part(at, tiles.depth, end - at)
-        return sum_kn + _dot(_load(lhs, rows, wide).T, _load(rhs, rows, columns))
+        rows = Part(at, tiles.depth, end - at)
+        return sum_kn + _dot(load(lhs, rows, wide).T, load(rhs, rows, columns))
 
     sum_kn = _fold(add_step, pl.cdiv(end - start, tiles.depth), tiles)
-    _store(out, sum_kn, group, wide, columns)
-
-
-def in_band(program, down: int, across: int, span: int):
-    """Row and column of a program's tile where tiles are taken in bands `span` high, column by column."""
-    first = program // (span * across) * span
-    height = jnp.minimum(down - first, span)
-    within = program % (span * across)
-    return first + within % height, within // height
+    store(out, sum_kn, group, wide, columns)
 
 
 def _fold(add_step, steps, tiles: Tiles):
@@ -167,26 +147,3 @@ def _fold(add_step, steps, tiles: Tiles):
 def _dot(left, right):
     exact = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     return jnp.dot(left, right, precision=exact, preferred_element_type=jnp.float32)
-
-
-def _load(ref, *parts):
-    """A block, zero where it is not inside."""
-    mask = _inside(parts)
-    return pltriton.load(ref.at[_index(parts)], mask=mask, other=None if mask is None else 0)
-
-
-def _store(ref, value, *parts) -> None:
-    pltriton.store(ref.at[_index(parts)], value.astype(ref.dtype), mask=_inside(parts))
-
-
-def _index(parts):
-    return tuple(pl.ds(part.start, part.size) if isinstance(part, _Part) else part for part in parts)
-
-
-def _inside(parts):
-    """The mask of a block's positions that are inside in every dim, or None where all are."""
-    dims = [part for part in parts if isinstance(part, _Part)]
-    shape = tuple(part.size for part in dims)
-    at = lambda dim: lax.broadcasted_iota(jnp.int32, shape, dim)
-    masks = [at(dim) < part.rest for dim, part in enumerate(dims) if part.rest is not None]
-    return functools.reduce(jnp.logical_and, masks) if masks else None

@@ -61,12 +61,6 @@ def test_every_row_is_in_one_piece(shape, seed, offset):
     np.testing.assert_array_equal(group_M, expected_M)
 
 
-def test_bands_by_hand():
-    """Three rows of two tiles in bands of two: down, then across, and the last row by itself."""
-    order = [tuple(map(int, triton.in_band(program, 3, 2, 2))) for program in range(6)]
-    assert order == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (2, 1)]
-
-
 def test_rows_of_nobody_are_zero_and_not_read(interpreter):
     """Groups 2 to 4 of eight are held; the rows before and behind them hold NaN."""
     lhs_MK, rhs_GKN, right_MN = draw(TINY[0])
