@@ -1,0 +1,1 @@
+"""Attention of the flat rows of many requests over a paged cache, for serving."""
