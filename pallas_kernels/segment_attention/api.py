@@ -13,10 +13,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import implementations
-from pallas_kernels.segment_attention import cpu, reference
-from pallas_kernels.varying import vary, varying_axes
+from pallas_kernels.segment_attention import cpu, reference, tpu
+from pallas_kernels.varying import vary, vary_alike, varying_axes
 
-IMPLEMENTATIONS = {"xla_chunks": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "xla_chunks": cpu, "reference": reference}
 
 
 def segment_attention(
@@ -153,7 +153,7 @@ def _attend_here(q_BTHA, k_BTGA, v_BTGC, segment_BT, how: _How):
         precise = jnp.promote_types(q_BTHA.dtype, jnp.float32)
         o_BTHC, lse_BHT = jnp.zeros((B, T, H, C), q_BTHA.dtype), jnp.full((B, H, T), -jnp.inf, precise)
         return vary(o_BTHC, axes), vary(lse_BHT, axes)
-    return _attend(*(vary(x, axes) for x in operands), how)
+    return _attend(*vary_alike(*operands), how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

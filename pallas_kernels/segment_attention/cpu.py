@@ -51,7 +51,8 @@ class Band(NamedTuple):
         return lax.dynamic_slice_in_dim(x, self.first_key(first), self.keys, axis)
 
     def first_key(self, first):
-        return jnp.maximum(first + self.queries - self.keys, 0)
+        most = max if isinstance(first, int) else jnp.maximum
+        return most(first + self.queries - self.keys, 0)
 
     def seen(self, first, segment_BT, window: int | None):
         """bool[B, 1, 1, Q, K]: which of those keys each query sees."""
@@ -207,6 +208,9 @@ def _dot(equation: str, left, right):
 
 
 def _add_at(x_BGSA, at, more_BGKA):
+    if isinstance(at, int):  # sums of what is padded are one loop over all of them
+        S, K = x_BGSA.shape[2], more_BGKA.shape[2]
+        return x_BGSA + jnp.pad(more_BGKA, ((0, 0), (0, 0), (at, S - at - K), (0, 0)))
     before_BGKA = lax.dynamic_slice_in_dim(x_BGSA, at, more_BGKA.shape[2], axis=2)
     return lax.dynamic_update_slice_in_dim(x_BGSA, before_BGKA + more_BGKA, at, axis=2)
 
