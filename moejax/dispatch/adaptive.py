@@ -29,9 +29,9 @@ from jax.sharding import PartitionSpec as P
 
 from moejax import sharding
 from moejax.config import require
-from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells
+from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells, through_cells
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
-from moejax.dispatch.sort import permute, run_sorted, unpermute, weigh
+from moejax.dispatch.sort import run_sorted
 from moejax.seams import Dispatch, Tree
 
 SLICES = "fsdp"  # of the mesh: over it the width of an expert is cut
@@ -190,11 +190,8 @@ def _in_mode(mode, size, experts, *operands):
     if span > 1:
         p = experts.gathered(p, [list(range(i, i + span)) for i in range(0, slices, span)])
     E, C = experts.total, mode.aligned(size, slices)
-    order_R, home_NK, size_E = in_cells(expert_NK, E, C)
-    cells_ECD = permute(x_ND, order_R, home_NK).reshape(E, C, -1)
-    cells_ECD = _there_and_back(mode, functools.partial(compute_cells, experts.compute, p), cells_ECD, size_E)
-    rows_NKD = unpermute(cells_ECD.reshape(E * C, -1), order_R, home_NK)
-    return weigh(rows_NKD, gate_NK, expert_NK < E)
+    exchange = functools.partial(_there_and_back, mode, functools.partial(compute_cells, experts.compute, p))
+    return through_cells(exchange, x_ND, in_cells(expert_NK, E, C), gate_NK)
 
 
 def _there_and_back(mode, expert_fn, cells_ECD, size_E):

@@ -22,9 +22,9 @@ import functools
 import jax.numpy as jnp
 
 from moejax.config import require
-from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells
+from moejax.dispatch.exchange import all_to_all, capacity, check_cells, compute_cells, in_cells, through_cells
 from moejax.dispatch.shards import AXIS, num_experts, on_every_device
-from moejax.dispatch.sort import permute, run_sorted, unpermute, weigh
+from moejax.dispatch.sort import run_sorted
 from moejax.seams import Dispatch
 
 
@@ -69,15 +69,13 @@ class FixedCell(Dispatch):
 
     def _run(self, expert_fn, E, p, x_ND, expert_NK, gate_NK):
         C = self._slots(*expert_NK.shape, E)
-        order_R, home_NK, size_E = in_cells(expert_NK, E, C)
-        kept_NK = home_NK < E * C
+        slots = in_cells(expert_NK, E, C)
+        kept_NK = slots[1] < E * C
         if num_experts(p) == E:
             return run_sorted(expert_fn, p, x_ND, jnp.where(kept_NK, expert_NK, E), gate_NK, E), kept_NK
-        cells_ECD = permute(x_ND, order_R, home_NK).reshape(E, C, -1)
         experts = functools.partial(compute_cells, expert_fn, p)
-        cells_ECD = self._there_and_back(experts, cells_ECD, size_E)
-        rows_NKD = unpermute(cells_ECD.reshape(E * C, -1), order_R, home_NK)
-        return weigh(rows_NKD, gate_NK, kept_NK), kept_NK
+        exchange = functools.partial(self._there_and_back, experts)
+        return through_cells(exchange, x_ND, slots, gate_NK), kept_NK
 
     def _there_and_back(self, experts, cells_ECD, size_E):
         """`experts(cells, sizes)` on the devices that hold them, chunk by chunk."""

@@ -8,8 +8,9 @@ from jax import lax
 
 from moejax.config import require
 from moejax.dispatch.shards import num_experts
-from moejax.dispatch.sort import by_expert, permute, unpermute
+from moejax.dispatch.sort import by_expert
 from moejax.ops.capacity import tutel_slots
+from pallas_kernels import permute, unpermute
 
 
 def check_cells(where: str, cells) -> None:
@@ -48,6 +49,19 @@ def in_cells(expert_NK, num_experts: int, capacity: int):
     slot_EC = order_R.at[start_E[:, None] + rank_1C].get(mode="clip")
     slot_EC = jnp.where(rank_1C < size_E[:, None], slot_EC % N * K + slot_EC // N, N * K)
     return slot_EC.reshape(-1), home_KN.T, size_E
+
+
+def through_cells(exchange, x_ND, slots, gate_NK):
+    """y_ND of tokens in cells.
+
+    Args:
+      exchange: (cells_ECD, size_E) -> cells_ECD, what becomes of the first size_E rows of every cell.
+      slots: as `in_cells` gives them.
+    """
+    order_R, home_NK, size_E = slots
+    cells_ECD = permute(x_ND, order_R, home_NK).reshape(len(size_E), -1, x_ND.shape[1])
+    cells_ECD = exchange(cells_ECD, size_E)
+    return unpermute(cells_ECD.reshape(len(order_R), -1), order_R, home_NK, gate_NK)
 
 
 def compute_cells(expert_fn, p_e, cells_ICD, size_I):

@@ -7,12 +7,7 @@ import jax
 from moejax import weights
 from moejax.config import require
 from moejax.specs import Normal, Spec
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "relu": jax.nn.relu,
-    "gelu": functools.partial(jax.nn.gelu, approximate=True),
-}
+from pallas_kernels.grouped_swiglu.activations import ACTIVATIONS
 
 
 def check_activation(name: str) -> None:

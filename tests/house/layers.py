@@ -68,7 +68,7 @@ MAY_IMPORT = {
     "weights": {"settings", "core", "kernels"},
     "ops": {"settings", "core", "weights", "kernels"},
     "model": _LOW - {"kernels"},
-    "technique_base": _LOW - {"kernels"} | {"manual_axes"},
+    "technique_base": _LOW | {"manual_axes"},
     "technique": _LOW - {"kernels"} | {"model", "technique_base", "manual_axes"},
     "data": {"settings"},
     "report": {"settings"},
