@@ -6,6 +6,7 @@ and `gpu.py` the fast ways, `shapes.py` the sizes that tests and benchmarks shar
 
 from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
 from pallas_kernels.grouped_swiglu.api import grouped_swiglu
+from pallas_kernels.int8_matmul.api import int8_matmul, quantize_channels, quantize_rows, quantized_matmul
 from pallas_kernels.permute.api import permute, unpermute
 from pallas_kernels.segment_attention.api import segment_attention, segment_attention_with_lse
 from pallas_kernels.slot_attention.api import slot_attention, write_pages
@@ -16,7 +17,11 @@ __all__ = [
     "grouped_matmul",
     "grouped_outer",
     "grouped_swiglu",
+    "int8_matmul",
     "permute",
+    "quantize_channels",
+    "quantize_rows",
+    "quantized_matmul",
     "segment_attention",
     "segment_attention_with_lse",
     "slot_attention",

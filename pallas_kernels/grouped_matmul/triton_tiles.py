@@ -22,10 +22,15 @@ STEP_BYTES = (64, 128)  # of a row of an operand, in a step
 STAGES, WARPS = (4, 3), (4, 8)
 START_SECONDS, STEP_SECONDS = 2e-6, 0.05e-6
 L2_SPEED = 2.5  # of the main memory's
-FLOAT32_SLOWNESS = 16  # float32 is not rounded, so that the tensor cores do not serve
+# of arithmetic, by bytes of an operand; float32 is not rounded, so that the tensor cores do not serve
+SLOWNESS = {1: 0.5, 2: 1, 4: 16}
 REGISTERS, THREADS_OF_WARP = 2**16, 32
 REGISTERS_BESIDE_SUMS = 64  # of a thread
-MOST_SUMS = {2: 128, 4: 64}  # of a thread, by bytes of an operand: float32 ones are in registers too
+MOST_SUMS = {
+    1: 64,
+    2: 128,
+    4: 64,
+}  # of a thread, by bytes of an operand: blocks of others pass through registers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +72,7 @@ def seconds(work: Work, operand_bytes: int, tiles: Tiles, chip: Chip) -> float:
     waves = _count(work.programs, chip.cores * programs_per_core(operand_bytes, tiles, chip))
     at_once = work.programs / waves
     steps = _count(work.terms, tiles.depth)
-    slowness = FLOAT32_SLOWNESS if operand_bytes == 4 else 1
-    flops = 2 * tiles.height * tiles.width * steps * tiles.depth * slowness
+    flops = 2 * tiles.height * tiles.width * steps * tiles.depth * SLOWNESS[operand_bytes]
     fetched = (tiles.height + tiles.width) * steps * tiles.depth * operand_bytes
     longest = max(
         flops * at_once / chip.flops,

@@ -1,0 +1,1 @@
+"""Products of 8-bit integers with a scale per row and per column."""
