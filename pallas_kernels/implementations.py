@@ -3,7 +3,8 @@
 An op's table names its implementations, best first. Each is a module with the op's functions and with
 
 - `PLATFORM`: "tpu" or "cuda", or None for one of plain XLA operations, which runs everywhere;
-- `refusal(function, *operands, **static)`: why it cannot serve these operands, or None.
+- `refusal(function, *operands, **static)`: why it cannot serve these operands, or None. It is not asked about
+  functions that the module does not have.
 """
 
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ def run(table: Mapping[str, ModuleType], function: str, asked: str | None, opera
     """
     if asked is not None:
         return _bound(_asked(table, function, asked, operands, static), function, static)(*operands)
-    served = [module for module in table.values() if not module.refusal(function, *operands, **static)]
+    served = [module for module in table.values() if not _refusal(module, function, operands, static)]
     everywhere = next(module for module in served if module.PLATFORM is None)
     best = next((module for module in served if module.PLATFORM in (None, platform())), everywhere)
     if best is everywhere:
@@ -50,12 +51,18 @@ def _bound(module: ModuleType, function: str, static):
     return lambda *operands: getattr(module, function)(*operands, **static)
 
 
+def _refusal(module: ModuleType, function: str, operands, static) -> str | None:
+    if not hasattr(module, function):
+        return f"it has no {function}"
+    return module.refusal(function, *operands, **static)
+
+
 def _asked(table, function: str, asked: str, operands, static) -> ModuleType:
     if asked not in table:
         raise ValueError(f"implementation={asked!r} is not one of {', '.join(table)}")
-    why = table[asked].refusal(function, *operands, **static)
+    why = _refusal(table[asked], function, operands, static)
     if why:
-        able = [name for name, other in table.items() if not other.refusal(function, *operands, **static)]
+        able = [name for name, other in table.items() if not _refusal(other, function, operands, static)]
         shapes = ", ".join(str(jax.typeof(x)) for x in jax.tree.leaves(operands))
         raise NotServedError(
             f"implementation={asked!r} cannot serve {function}({shapes}): {why}; "

@@ -34,6 +34,13 @@ def in_band(program, down: int, across: int, span: int):
     return first + within % height, within // height
 
 
+def not_addressed(x) -> str | None:
+    """Why a kernel would not find all elements of an array, or None."""
+    if x.size > 2**31 and x.size * x.dtype.itemsize <= 2**32:
+        return f"{x.shape} has more than 2^31 elements, which jax counts in 32 bits up to 2^32 bytes"
+    return None
+
+
 def load(ref, *parts):
     """A block, zero where it is not inside."""
     mask = _inside(parts)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import implementations
 from pallas_kernels.grouped_matmul import cpu, reference, tpu, triton
-from pallas_kernels.grouped_matmul.groups import bounds_of
+from pallas_kernels.grouped_matmul.groups import bounds_of, spread
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
 IMPLEMENTATIONS = {"tpu": tpu, "triton": triton, "xla_tiles": cpu, "reference": reference}
@@ -24,6 +24,7 @@ def grouped_matmul(
     *,
     group_offset=0,
     transpose_rhs: bool = False,
+    rhs_scale_GN=None,
     preferred_element_type=None,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -41,6 +42,8 @@ def grouped_matmul(
         Rows past M are cut off.
       group_offset: int, may be traced: the group of rhs[0]. rhs must not reach past the last group.
       transpose_rhs: contract with the last dim of rhs.
+      rhs_scale_GN: for int8 matrices (see `quantize_channels`) the scale of every column of a group's result;
+        lhs and scales have gradients then, rhs has none.
       preferred_element_type: of the result; default: the promoted type of lhs and rhs.
       implementation: a key of `IMPLEMENTATIONS`; default: the best one of the platform.
 
@@ -56,6 +59,10 @@ def grouped_matmul(
         raise ValueError(f"lhs is {lhs_MK.shape}, rhs is {rhs_GKN.shape}; expected [M, K] and {wanted}")
     bounds = bounds_of(lhs_MK.shape[0], group_sizes_G, group_offset, rhs_GKN.shape[0])
     how = _how(lhs_MK, rhs_GKN, preferred_element_type, implementation)
+    if rhs_scale_GN is not None:
+        _check_scale(lhs_MK, rhs_GKN, rhs_scale_GN, transpose_rhs)
+        scale_GN = rhs_scale_GN.astype(jnp.float32)
+        return _scaled_matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds, scale_GN), transpose_rhs, how)
     return _matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
 
 
@@ -99,6 +106,17 @@ class _How(NamedTuple):
 def _how(lhs, rhs, preferred_element_type, implementation: str | None) -> _How:
     dtype = preferred_element_type or jnp.promote_types(lhs.dtype, rhs.dtype)
     return _How(jnp.dtype(dtype), implementation)
+
+
+def _check_scale(lhs_MK, rhs, scale_GN, transpose_rhs: bool) -> None:
+    wanted = (rhs.shape[0], rhs.shape[1 if transpose_rhs else 2])
+    if scale_GN.shape != wanted:
+        raise ValueError(f"rhs_scale is {scale_GN.shape}, rhs is {rhs.shape}; expected a scale {wanted}")
+    if rhs.dtype != jnp.int8 or not jnp.issubdtype(lhs_MK.dtype, jnp.floating):
+        raise ValueError(
+            f"lhs is {lhs_MK.dtype}, rhs is {rhs.dtype}; rhs_scale is for floats times int8: leave it out, "
+            "or make rhs and its scales with quantize_channels"
+        )
 
 
 def _promote(lhs, rhs):
@@ -158,3 +176,37 @@ def _outer_backward(how, saved, grad_GKN):
 
 
 _outer.defvjp(_outer_forward, _outer_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs: bool, how: _How):
+    if 0 in (*lhs_MK.shape, *rhs.shape):
+        return _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, how)
+    operands = (lhs_MK, rhs, start_G, end_G, scale_GN)
+    static = {"transpose_rhs": transpose_rhs, "dtype": how.dtype}
+    return implementations.run(IMPLEMENTATIONS, "scaled_matmul", how.implementation, operands, **static)
+
+
+def _scaled_matmul_forward(*args):
+    return _scaled_matmul(*args), args[:5]
+
+
+def _scaled_matmul_backward(transpose_rhs, how, saved, grad_MN):
+    """Scales go into the rows of the gradient; their own gradient is a sum over the rows of their group."""
+    lhs_MK, rhs, start_G, end_G, scale_GN = saved
+    accum, ones = jnp.promote_types(lhs_MK.dtype, jnp.float32), lambda *shape: jnp.ones(shape, jnp.float32)
+    unscaled = lambda left, transpose, dtype: _scaled_matmul(
+        *vary_alike(left, rhs, start_G, end_G, ones(len(rhs), rhs.shape[1 if transpose else 2])),
+        transpose,
+        how._replace(dtype=jnp.dtype(dtype)),
+    )
+    num_rows, grad_MN = len(lhs_MK), grad_MN.astype(accum)
+    scaled_MN = (grad_MN * spread(scale_GN, start_G, end_G, num_rows)).astype(lhs_MK.dtype)
+    dlhs_MK = unscaled(scaled_MN, not transpose_rhs, lhs_MK.dtype)
+    weighed_MN = grad_MN * unscaled(lhs_MK, transpose_rhs, accum)
+    one_M1, weighed_MN, *bounds = vary_alike(ones(num_rows, 1), weighed_MN, start_G, end_G)
+    dscale_G1N = _outer(one_M1, weighed_MN, *bounds, how._replace(dtype=scale_GN.dtype))
+    return dlhs_MK, None, None, None, dscale_G1N[:, 0]
+
+
+_scaled_matmul.defvjp(_scaled_matmul_forward, _scaled_matmul_backward)

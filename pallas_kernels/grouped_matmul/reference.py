@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.grouped_matmul.groups import spread
 from pallas_kernels.varying import vary, varying_axes
 
 PLATFORM = None
@@ -25,6 +26,12 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
     zero_MN = jnp.zeros((lhs_MK.shape[0], rhs_GKN.shape[2]), accumulator(lhs_MK))
     out_MN, _ = lax.scan(add_group, vary(zero_MN, varying_axes(lhs_MK)), (rhs_GKN, start_G, end_G))
     return out_MN.astype(dtype)
+
+
+def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
+    """`matmul` with int8 rhs, each column of a group's product times its scale."""
+    sum_MN = matmul(lhs_MK, rhs.astype(lhs_MK.dtype), start_G, end_G, transpose_rhs, accumulator(lhs_MK))
+    return (sum_MN * spread(scale_GN, start_G, end_G, len(lhs_MK))).astype(dtype)
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:

@@ -39,7 +39,7 @@ class Visits(NamedTuple):
     read_V: jax.Array  # the tile of lhs that is fetched; where there is nothing to compute, a neighbour's
 
 
-def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array:
+def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=None) -> jax.Array:
     """See `reference.matmul`."""
     (M, K), G, N = lhs_MK.shape, rhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
@@ -63,21 +63,35 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
     def out_block(n, v, k, *visits):
         return Visits(*visits).tile_V[v], n
 
+    def scale_block(n, v, k, *visits):
+        return Visits(*visits).group_V[v], 0, n
+
     rhs_tile = (None, tiles.n, tiles.k) if transpose_rhs else (None, tiles.k, tiles.n)
+    scales = () if scale_GN is None else (scale_GN[:, None, :],)
+    scale_specs = [pl.BlockSpec((None, 1, tiles.n), scale_block) for _ in scales]
     call = pl.pallas_call(
-        functools.partial(_matmul_kernel, K=K, transpose_rhs=transpose_rhs),
+        functools.partial(_matmul_kernel, K=K, transpose_rhs=transpose_rhs, scaled=bool(scales)),
         like(lhs_MK, (M, N), dtype),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits),
             grid=(pl.cdiv(N, tiles.n), len(visits.group_V), tiles_k),
-            in_specs=[pl.BlockSpec((tiles.m, tiles.k), lhs_block), pl.BlockSpec(rhs_tile, rhs_block)],
+            in_specs=[
+                pl.BlockSpec((tiles.m, tiles.k), lhs_block),
+                pl.BlockSpec(rhs_tile, rhs_block),
+                *scale_specs,
+            ],
             out_specs=pl.BlockSpec((tiles.m, tiles.n), out_block),
             scratch_shapes=[pltpu.VMEM((tiles.m, tiles.n), jnp.float32)] if tiles_k > 1 else [],
         ),
         compiler_params=pltpu.CompilerParams(("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=vmem),
         name="grouped_matmul",
     )
-    return call(*visits, lhs_MK, rhs)
+    return call(*visits, lhs_MK, rhs, *scales)
+
+
+def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
+    """See `reference.scaled_matmul`."""
+    return matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN)
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
@@ -107,7 +121,7 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     return call(*visits, lhs_MK, rhs_MN)
 
 
-def refusal(function: str, lhs_MK, rhs, start_G, end_G, *, dtype, **others) -> str | None:
+def refusal(function: str, lhs_MK, rhs, start_G, end_G, *scale, dtype, **others) -> str | None:
     """Why these operands cannot be served, or None."""
     names = " and ".join(dtype.name for dtype in DTYPES)
     for used in (lhs_MK.dtype, dtype):
@@ -165,22 +179,23 @@ def _tiles(op: tpu_tiles.Op, problem: Problem) -> tuple[Tiles, int]:
     return tiles, op.vmem(problem, tiles)
 
 
-def _dot(left, right, contracted: tuple[int, int]):
+def dot(left, right, contracted: tuple[int, int]):
     """A product summed in float32; float32 operands are not rounded, which the matrix unit would do."""
     exact = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
     dims = (((contracted[0],), (contracted[1],)), ((), ()))
     return lax.dot_general(left, right, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _keep(tile, dim: int, start, end):
+def keep(tile, dim: int, start, end):
     """Zero all of a tile but what lies in [start, end) of one dim, also if it is NaN."""
     at = lax.broadcasted_iota(jnp.int32, tile.shape, dim)
     return jnp.where((at >= start) & (at < end), tile, jnp.zeros_like(tile))
 
 
-def _matmul_kernel(*refs, K: int, transpose_rhs: bool):
+def _matmul_kernel(*refs, K: int, transpose_rhs: bool, scaled: bool):
     """One visit's part of a tile of the result, for one block of the contracted width."""
-    visits, (lhs, rhs, out, *sums) = Visits(*refs[: len(Visits._fields)]), refs[len(Visits._fields) :]
+    visits, (lhs, rhs, *refs) = Visits(*refs[: len(Visits._fields)]), refs[len(Visits._fields) :]
+    scales, out, sums = refs[:scaled], refs[scaled], refs[scaled + 1 :]
     v, k = pl.program_id(1), pl.program_id(2)
     tile_k, last_k = lhs.shape[1], pl.num_programs(2) - 1
     start, end = visits.start_V[v], visits.end_V[v]
@@ -191,13 +206,15 @@ def _matmul_kernel(*refs, K: int, transpose_rhs: bool):
         out[...] = jnp.zeros_like(out)
 
     def product():
-        left, right = lhs[...], rhs[...]
+        left, right = lhs[...], rhs[...].astype(lhs.dtype)
         if K % tile_k:  # what is behind the arrays may be NaN
-            left = _keep(left, 1, 0, K - k * tile_k)
-            right = _keep(right, 1 if transpose_rhs else 0, 0, K - k * tile_k)
-        return _dot(left, right, (1, 1 if transpose_rhs else 0))
+            left = keep(left, 1, 0, K - k * tile_k)
+            right = keep(right, 1 if transpose_rhs else 0, 0, K - k * tile_k)
+        return dot(left, right, (1, 1 if transpose_rhs else 0))
 
     def write(product_mn):
+        for scale in scales:
+            product_mn *= scale[...]
         row = lax.broadcasted_iota(jnp.int32, product_mn.shape, 0)
         out[...] = jnp.where((row >= start) & (row < end), product_mn.astype(out.dtype), out[...])
 
@@ -231,11 +248,11 @@ def _outer_kernel(*refs):
 
     @pl.when((start == 0) & (end == lhs.shape[0]))
     def _():
-        sum_kn[...] += _dot(lhs[...], rhs[...], (0, 0))
+        sum_kn[...] += dot(lhs[...], rhs[...], (0, 0))
 
     @pl.when((start < end) & (end - start < lhs.shape[0]))
     def _():
-        sum_kn[...] += _dot(_keep(lhs[...], 0, start, end), _keep(rhs[...], 0, start, end), (0, 0))
+        sum_kn[...] += dot(keep(lhs[...], 0, start, end), keep(rhs[...], 0, start, end), (0, 0))
 
     @pl.when((v == last) | (visits.group_V[jnp.minimum(v + 1, last)] != group))
     def _():

@@ -27,7 +27,7 @@ from pallas_kernels.grouped_matmul import triton_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem
 from pallas_kernels.grouped_matmul.triton_tiles import Tiles
 from pallas_kernels.grouped_matmul.visits import walk
-from pallas_kernels.triton_blocks import Part, block, in_band, load, store
+from pallas_kernels.triton_blocks import Part, block, in_band, load, not_addressed, store
 from pallas_kernels.varying import like
 
 PLATFORM = "cuda"
@@ -42,15 +42,15 @@ class Pieces(NamedTuple):
     group_V: jax.Array  # -1 or the number of groups: nobody
 
 
-def refusal(function: str, lhs_MK, rhs, start_G, end_G, *, dtype, **others) -> str | None:
+def refusal(function: str, lhs_MK, rhs, start_G, end_G, *scale, dtype, **others) -> str | None:
     """Why these operands cannot be served, or None."""
     for used in (lhs_MK.dtype, dtype):
         if jnp.dtype(used) not in DTYPES:
             return f"it multiplies {', '.join(dtype.name for dtype in DTYPES)}, not {jnp.dtype(used).name}"
-    return None
+    return not_addressed(rhs)
 
 
-def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array:
+def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=None) -> jax.Array:
     """See `reference.matmul`."""
     (M, K), G, N = lhs_MK.shape, rhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
@@ -59,6 +59,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
     pieces = cut(start_G, end_G, M, tiles.height)
     num_pieces, tiles_n = len(pieces.start_V), pl.cdiv(N, tiles.width)
     band = (num_pieces, tiles_n, triton_tiles.span(tiles, chip))
+    scales = () if scale_GN is None else (scale_GN,)
     call = pl.pallas_call(
         functools.partial(_matmul_kernel, tiles=tiles, band=band, transpose_rhs=transpose_rhs),
         like(lhs_MK, (M, N), dtype),
@@ -66,7 +67,12 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
         compiler_params=pltriton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages),
         name="grouped_matmul",
     )
-    return call(*pieces, lhs_MK, rhs)
+    return call(*pieces, lhs_MK, rhs, *scales)
+
+
+def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
+    """See `reference.scaled_matmul`."""
+    return matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN)
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
@@ -99,8 +105,9 @@ def cut(start_G, end_G, num_rows: int, height: int) -> Pieces:
     return Pieces(start_V, end_V, segment_V - 1)
 
 
-def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, out, *, tiles: Tiles, band, transpose_rhs: bool):
-    """One tile of the result, of the rows of one piece."""
+def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, *rest, tiles: Tiles, band, transpose_rhs: bool):
+    """One tile of the result, of the rows of one piece; 8-bit matrices become floats in registers."""
+    *scales, out = rest
     v, n = in_band(pl.program_id(0), *band)
     (_, K), (_, N) = lhs.shape, out.shape
     start, group = start_V[v], group_V[v]
@@ -110,14 +117,17 @@ def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, out, *, tiles: Tiles, band
         terms = block(step, tiles.depth, K)
         left = load(lhs, rows, terms)
         if transpose_rhs:
-            return sum_mn + _dot(left, load(rhs, group, columns, terms).T)
-        return sum_mn + _dot(left, load(rhs, group, terms, columns))
+            return sum_mn + _dot(left, load(rhs, group, columns, terms).astype(left.dtype).T)
+        return sum_mn + _dot(left, load(rhs, group, terms, columns).astype(left.dtype))
 
     @pl.when(rows.rest > 0)
     def _():
         held = (group >= 0) & (group < rhs.shape[0])
         steps = held.astype(jnp.int32) * pl.cdiv(K, tiles.depth)
         sum_mn = _fold(add_step, steps, tiles)
+        for scale in scales:
+            scale_n = load(scale, jnp.clip(group, 0, rhs.shape[0] - 1), columns)
+            sum_mn = jnp.where(held, sum_mn * scale_n[None, :], sum_mn)
         store(out, sum_mn, rows, columns)
 
 

@@ -17,7 +17,7 @@ from pallas_kernels.grouped_matmul import triton_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem
 from pallas_kernels.grouped_matmul.triton_tiles import Tiles
 from pallas_kernels.int8_matmul.reference import scaled
-from pallas_kernels.triton_blocks import block, in_band, load, store
+from pallas_kernels.triton_blocks import block, in_band, load, not_addressed, store
 from pallas_kernels.varying import like
 
 PLATFORM = "cuda"
@@ -25,9 +25,7 @@ PLATFORM = "cuda"
 
 def refusal(function: str, lhs_MK, rhs_KN, scale_M, scale_N, *, dtype) -> str | None:
     """Why these operands cannot be served, or None."""
-    if 2**31 < max(lhs_MK.size, rhs_KN.size) <= 2**32:
-        return "an operand has more than 2^31 elements, and jax counts them in 32 bits up to 2^32 bytes"
-    return None
+    return not_addressed(lhs_MK) or not_addressed(rhs_KN)
 
 
 def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:

@@ -1,5 +1,6 @@
 """What every implementation of a kernel must satisfy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,21 +12,29 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import grouped_matmul, grouped_outer
+from pallas_kernels import grouped_matmul, grouped_outer, quantize_channels
 from pallas_kernels.grouped_matmul import api, shapes, tpu_tiles, triton_tiles
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
 from tests.pallas_kernels import interpreters
+from tests.pallas_kernels.grouped_matmul.small_hopper import small_hopper
 
 # jax interprets these step by step; for every change they run what tells most
 INTERPRETED = ("tpu", "triton")
-COMPILED = tuple(name for name in api.IMPLEMENTATIONS if name not in INTERPRETED)
+MODELLED = "hopper"  # runs on a model of the chip, where `check` brings what it serves
+COMPILED = tuple(name for name in api.IMPLEMENTATIONS if name not in (*INTERPRETED, MODELLED))
 NIGHTLY = tuple(pytest.param(name, marks=pytest.mark.nightly) for name in INTERPRETED)
 implementations = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED))
 interpreted_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIGHTLY))
 # the interpreter of plain kernels takes seconds for every new shape, and does not know of manual axes
 LOOSELY = pytest.param("triton", marks=pytest.mark.nightly)
 loosely_nightly = pytest.mark.parametrize("implementation", (*COMPILED, "tpu", LOOSELY))
+# what `check` does, it does for Hopper too
+ON_HOPPER = pytest.param(MODELLED, marks=pytest.mark.nightly)
+all_checked = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED, MODELLED))
+checked_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIGHTLY, ON_HOPPER))
+checked_loosely = pytest.mark.parametrize("implementation", (*COMPILED, "tpu", LOOSELY, ON_HOPPER))
 knowing_manual_axes = pytest.mark.parametrize("implementation", (*COMPILED, "tpu"))
+WITH_INT8 = tuple(name for name, module in api.IMPLEMENTATIONS.items() if hasattr(module, "scaled_matmul"))
 tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
 
 
@@ -33,7 +42,7 @@ tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: sh
 def interpreter():
     """Run the kernels of accelerators here, in many small tiles; what is unset is NaN."""
     small = lambda op, of, chip: tpu_tiles.Tiles(min(of.M, 16), min(of.K, 128), min(of.N, 128))
-    with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls():
+    with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls(), small_hopper(n=64):
         patch.setattr(tpu_tiles, "choose", small)
         patch.setattr(triton_tiles, "choose", lambda *_: triton_tiles.Tiles(16, 16, 16, warps=4, stages=2))
         yield
@@ -66,6 +75,9 @@ def product_and_gradients(implementation: str, transpose_rhs: bool = False):
 def check(implementation, shape, size_G, offset=0, num_groups=None, dtype=jnp.float32):
     """Compare value and gradients with the oracle, with NaN in all rows that no group holds."""
     num_groups = shape.G if num_groups is None else num_groups
+    if implementation == MODELLED:
+        eights = lambda width: -(-width // 8) * 8
+        shape, dtype = dataclasses.replace(shape, K=eights(shape.K), N=eights(shape.N)), jnp.bfloat16
     lhs_MK, rhs_GKN, cotangent_MN = draw(shape, dtype=dtype)
     rhs_GKN = rhs_GKN[:num_groups]
     held = (size_G, offset, num_groups)
@@ -96,14 +108,14 @@ def test_four_rows_two_groups_by_hand(implementation):
     np.testing.assert_array_equal(drhs_GKN, [[[5.0]]])
 
 
-@loosely_nightly
+@checked_loosely
 @tiny_shapes
 @pytest.mark.parametrize("distribution", tuple(shapes.DISTRIBUTIONS))
 def test_equals_the_oracle(implementation, shape, distribution):
     check(implementation, shape, shapes.DISTRIBUTIONS[distribution](shape.M, shape.G))
 
 
-@interpreted_nightly
+@checked_nightly
 def test_every_pattern_of_empty_groups(implementation):
     shape = shapes.TINY[0]
     for pattern in range(2**shape.G):
@@ -111,7 +123,7 @@ def test_every_pattern_of_empty_groups(implementation):
         check(implementation, shape, np.where(empty_G, 0, 1 + 2 * np.arange(shape.G)).astype(np.int32))
 
 
-@interpreted_nightly
+@checked_nightly
 @settings(max_examples=200)
 @given(data=st.data())
 def test_any_sizes_at_any_offset(implementation, data):
@@ -125,7 +137,7 @@ def test_any_sizes_at_any_offset(implementation, data):
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
-@implementations
+@all_checked
 @settings(max_examples=40)
 @given(data=st.data())
 def test_any_shape(implementation, data):
@@ -136,7 +148,7 @@ def test_any_shape(implementation, data):
         check(implementation, shapes.GroupedShape("any", M, K, N, G), size_G)
 
 
-@interpreted_nightly
+@checked_nightly
 @pytest.mark.parametrize(("M", "K", "N"), [(0, 4, 3), (5, 0, 3), (5, 4, 0)])
 def test_a_width_of_zero(implementation, M, K, N):
     check(implementation, shapes.GroupedShape("zero", M, K, N, G=2), np.array([M // 2, M // 3], np.int32))
@@ -162,7 +174,7 @@ def test_transposed_rhs(implementation):
         assert_close(actual, expected, terms=shape.M)
 
 
-@implementations
+@all_checked
 def test_bfloat16_accumulates_in_float32(implementation):
     shape = shapes.GroupedShape("wide", M=40, K=512, N=8, G=3)
     check(implementation, shape, np.array([20, 0, 13], np.int32), dtype=jnp.bfloat16)
@@ -176,6 +188,33 @@ def test_preferred_element_type(implementation):
     out_MN = jax.jit(op)(lhs_MK, rhs_GKN, size_G)
     assert out_MN.dtype == jnp.float32
     assert_close(out_MN, oracle_matmul(lhs_MK, rhs_GKN, size_G), terms=5)
+
+
+@pytest.mark.parametrize("implementation", WITH_INT8)
+@pytest.mark.parametrize("transpose_rhs", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_int8_matrices(implementation, transpose_rhs):
+    """Value and gradients are those of the float matrices that the codes stand for."""
+    shape = shapes.TINY[0]
+    lhs_MK, rhs_GKN, cotangent_MN = draw(shape)
+    code_GKN, scale_GN = quantize_channels(rhs_GKN[:5])
+    held = (shapes.zipf(70, 8), 2, 5)
+    lhs_MK, cotangent_MN = poison(lhs_MK, *held), poison(cotangent_MN, *held)
+    rhs = jnp.swapaxes(code_GKN, 1, 2) if transpose_rhs else code_GKN
+
+    @jax.jit
+    def run(lhs_MK, scale_GN, cotangent_MN):
+        how = {"group_offset": 2, "transpose_rhs": transpose_rhs, "implementation": implementation}
+        op = lambda lhs_MK, scale_GN: grouped_matmul(lhs_MK, rhs, held[0], rhs_scale_GN=scale_GN, **how)
+        out_MN, backward = jax.vjp(op, lhs_MK, scale_GN)
+        return out_MN, *backward(cotangent_MN)
+
+    out_MN, dlhs_MK, dscale_GN = run(lhs_MK, scale_GN, cotangent_MN)
+    float_GKN = np.asarray(code_GKN, np.float64) * np.asarray(scale_GN, np.float64)[:, None, :]
+    assert_close(out_MN, oracle_matmul(lhs_MK, float_GKN, *held[:2]), shape.K)
+    assert_close(dlhs_MK, oracle_matmul(cotangent_MN, np.swapaxes(float_GKN, 1, 2), *held[:2]), shape.N)
+    drhs_GKN = oracle_outer(lhs_MK, cotangent_MN, *held)
+    dscale = np.sum(np.asarray(code_GKN, np.float64) * drhs_GKN, axis=1)
+    np.testing.assert_allclose(dscale_GN, dscale, rtol=1e-5, atol=1e-3)  # sums of hundreds times a code
 
 
 @interpreted_nightly
