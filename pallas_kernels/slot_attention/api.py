@@ -85,12 +85,16 @@ def write_pages(page_k_PGSA, page_v_PGSA, k_NGA, v_NGA, slot_N, position_N, page
     """
     _check(k_NGA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ)
     if k_NGA.shape != v_NGA.shape or k_NGA.shape[1] != page_k_PGSA.shape[1]:
-        raise ValueError(f"k is {k_NGA.shape}, v is {v_NGA.shape}, pages are {page_k_PGSA.shape}; expected [N, G, A]")
+        raise ValueError(
+            f"k is {k_NGA.shape}, v is {v_NGA.shape}, pages are {page_k_PGSA.shape}; expected [N, G, A]"
+        )
     num_pages, page_size = page_k_PGSA.shape[0], page_k_PGSA.shape[2]
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_size)
     page_N = page_table_QJ[jnp.where(live_N, slot_N, 0), jnp.where(live_N, position_N, 0) // page_size]
     page_N = jnp.where(live_N, page_N, num_pages)  # where nothing is
-    put = lambda page, x_NGA: page.at[page_N, :, position_N % page_size].set(x_NGA.astype(page.dtype), mode="drop")
+    put = lambda page, x_NGA: page.at[page_N, :, position_N % page_size].set(
+        x_NGA.astype(page.dtype), mode="drop"
+    )
     return put(page_k_PGSA, k_NGA), put(page_v_PGSA, v_NGA)
 
 
@@ -112,9 +116,10 @@ def _check(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ) -
     )
     if not fits:
         raise ValueError(
-            f"rows are {q_NHA.shape}, pages {page_k_PGSA.shape} and {page_v_PGSA.shape}, slots {slot_N.shape}, "
-            f"positions {position_N.shape}, page table {page_table_QJ.shape}; expected rows [N, H, A], pages "
-            "[P, G, S, A], slots and positions [N] and a page table [Q, J], with H a multiple of G"
+            f"rows are {q_NHA.shape}, pages {page_k_PGSA.shape} and {page_v_PGSA.shape}, slots "
+            f"{slot_N.shape}, positions {position_N.shape}, page table {page_table_QJ.shape}; expected rows "
+            "[N, H, A], pages [P, G, S, A], slots and positions [N] and a page table [Q, J], with H a "
+            "multiple of G"
         )
 
 

@@ -12,8 +12,8 @@ tile it is in; one that it sees nothing of changes no bit. What remains is that 
 rows alike, however many there are. XLA's does so on CPU if there are at least two rows and the result is a
 multiple of 64 wide, so both are padded.
 
-Floor: a tile reads its visible keys and values once; a pass over the gathered copies comes on top. Temporaries
-are a few times the rows and a few blocks.
+Floor: a tile reads its visible keys and values once; a pass over the gathered copies comes on top.
+Temporaries are a few times the rows and a few blocks.
 """
 
 from typing import NamedTuple
@@ -122,8 +122,9 @@ def _attend_tiles(rows: Rows, cache: Cache, size_N, kind: Kind, window, scale):
     _, H, A = rows.q_NHA.shape
     zero_XHA = jnp.zeros((chunks * kind.at_once * kind.rows, H, A), accumulator(rows.q_NHA))
     used = -(-jnp.sum(size_N > 0, dtype=jnp.int32) // kind.at_once)
-    start = (vary(jnp.int32(0), varying_axes(tile_U)), vary(zero_XHA, varying_axes(rows.q_NHA)))
-    return lax.while_loop(lambda carry: carry[0] < used, body, start)[1], jnp.argsort(order_N)
+    start = (jnp.zeros_like(used), vary(zero_XHA, varying_axes(rows.q_NHA)))
+    place_N = jnp.zeros_like(order_N).at[order_N].set(jnp.arange(len(order_N), dtype=order_N.dtype))
+    return lax.while_loop(lambda carry: carry[0] < used, body, start)[1], place_N
 
 
 def _seen_blocks(position, size, block_keys: int, window: int | None):
@@ -139,7 +140,11 @@ def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int, wind
     slot_W, position_W = rows.slot_N[tile_W], rows.position_N[tile_W]
     first_W, end_W = _seen_blocks(position_W, size_W, K, window)
     end_W = jnp.where(size_W > 0, end_W, first_W)
-    q_WTHA = rows.q_NHA.at[tile_W[:, None] + jnp.arange(T)[None, :]].get(mode="clip").astype(accumulator(rows.q_NHA))
+    q_WTHA = (
+        rows.q_NHA.at[tile_W[:, None] + jnp.arange(T)[None, :]]
+        .get(mode="clip")
+        .astype(accumulator(rows.q_NHA))
+    )
     q_WGMA = jnp.swapaxes((q_WTHA * scale).reshape(W, T, G, R, A), 1, 2).reshape(W, G, T * R, A)
     more = -(T * R) % ROW_MULTIPLE
     q_WGMA = jnp.pad(q_WGMA, ((0, 0), (0, 0), (0, more), (0, 0)))

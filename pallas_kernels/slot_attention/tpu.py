@@ -1,15 +1,17 @@
 """Slot attention on TPU, in Pallas (Mosaic).
 
-The grid is a list of tiles, stretches of neighbouring rows of one slot, as long as the rows make it. A tile
-walks over the blocks of keys that it sees. A block's visible pages come by one DMA each, found through the
-prefetched page table, into one of two buffers; while one is in use the next block is on its way, also that of
-the next tile:
+The kernel goes through a list of tiles, stretches of neighbouring rows of one slot. A tile walks over the
+blocks of keys that it sees. A block's visible pages come by one DMA each, found through the prefetched page
+table, into one of two buffers; while one is in use the next block is on its way, also that of the next tile:
 
     fetch | tile 0 block 0 | tile 0 block 1 | tile 1 block 0 | tile 2 block 5 |
     use   |                | tile 0 block 0 | tile 0 block 1 | tile 1 block 0 | ...
 
 A tile of one row, as in decoding, multiplies only that row. Blocks lie at multiples of their length, so that
 every row adds up the same blocks in the same order in any tile.
+
+Heads narrower than 128 are stored padded by this chip, and only if the pages' layout is row-major; XLA likes
+to give such arrays another one, which costs a copy of all pages per call: fix it where they are made.
 
 Floor: visible pages are read once per tile: 4 G A bytes per key in bfloat16; 4 H A FLOPs per row and key.
 """
@@ -65,17 +67,23 @@ def vmem(of: Sizes, itemsize: int) -> int:
     return blocks + queries * (4 * lanes + 2 * LANES) + spilled + 4 * 2**20
 
 
-def refusal(function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static) -> str | None:
+def refusal(
+    function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static
+) -> str | None:
     """Why these operands cannot be served, or None."""
     for x in (q_NHA, page_k_PGSA, page_v_PGSA):
         if jnp.dtype(x.dtype) not in DTYPES:
             return f"it multiplies {' and '.join(dtype.name for dtype in DTYPES)}, not {x.dtype.name}"
-    of, itemsize = sizes(q_NHA, page_k_PGSA, page_table_QJ), max(x.dtype.itemsize for x in (page_k_PGSA, page_v_PGSA))
+    of, itemsize = (
+        sizes(q_NHA, page_k_PGSA, page_table_QJ),
+        max(x.dtype.itemsize for x in (page_k_PGSA, page_v_PGSA)),
+    )
     sublanes = SUBLANES * 4 // page_k_PGSA.dtype.itemsize
     if of.S % sublanes:
         return f"a page has {of.S} positions, which is no multiple of {sublanes}"
     if page_table_QJ.size + 4 * len(slot_N) > MOST_SCALARS:
-        return f"a page table of {page_table_QJ.shape} and {len(slot_N)} rows do not fit in SMEM; use larger pages"
+        held = f"a page table of {page_table_QJ.shape} and {len(slot_N)} rows"
+        return f"{held} do not fit in SMEM; use larger pages"
     if vmem(of, itemsize) > MOST_VMEM:
         return f"{of.G} key heads of width {of.A} in blocks of {of.K} do not fit in VMEM"
     return None
@@ -94,8 +102,8 @@ def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *
         functools.partial(_kernel, of=of, window=window, scale=scale, dtype=wide),
         like(q_NHA, q_NGRA.shape, jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(tiles) + 1,
-            grid=(jnp.maximum(count, 1),),
+            num_scalar_prefetch=len(tiles) + 2,
+            grid=(1,),
             in_specs=[pl.BlockSpec(memory_space=pl.ANY)] * 3,
             out_specs=pl.BlockSpec(memory_space=pl.ANY),
             scratch_shapes=[
@@ -118,7 +126,7 @@ def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *
         name="slot_attention",
     )
     table = page_table_QJ.astype(jnp.int32).reshape(-1)
-    o_NGRA = call(*tiles, table, q_NGRA, page_k_PGSA, page_v_PGSA)
+    o_NGRA = call(*tiles, count.reshape(1), table, q_NGRA, page_k_PGSA, page_v_PGSA)
     o_NHA = o_NGRA[:, :, : H // of.G].reshape(N, H, A)
     return jnp.where(live_N[:, None, None], o_NHA, 0).astype(q_NHA.dtype)
 
@@ -127,6 +135,7 @@ class _Refs(NamedTuple):
     """Everything that the kernel reads and writes."""
 
     tiles: Tiles
+    num_tiles: jax.Array
     table: jax.Array
     q: jax.Array
     k: jax.Array
@@ -176,19 +185,27 @@ def _block_copies(refs: _Refs, of: Sizes, tile, block, buffer, window, act) -> N
 
 
 def _kernel(*flat, of: Sizes, window, scale, dtype):
-    """One tile: its rows against the blocks that they see."""
+    """Tile after tile."""
     refs = _Refs(Tiles(*flat[:4]), *flat[4:])
-    tile, last = pl.program_id(0), pl.num_programs(0) - 1
+    refs.turn[0] = 0
+    tile_step = functools.partial(_tile, refs, of, window=window, scale=scale, dtype=dtype)
+    pl.loop(0, refs.num_tiles[0])(tile_step)
+
+
+def _tile(refs: _Refs, of: Sizes, tile, *, window, scale, dtype) -> None:
+    """One tile: its rows against the blocks that they see."""
+    last = refs.num_tiles[0] - 1
     count, (first, end) = refs.tiles.count_V[tile], _seen_keys(refs.tiles, tile, window)
     start, wait = (lambda copy: copy.start()), (lambda copy: copy.wait())
 
     def q_copies(tile, act):
-        at = lambda row, i: pltpu.make_async_copy(refs.q.at[row], refs.q_buffer.at[tile % 2, i], refs.q_done.at[tile % 2])
+        at = lambda row, i: pltpu.make_async_copy(
+            refs.q.at[row], refs.q_buffer.at[tile % 2, i], refs.q_done.at[tile % 2]
+        )
         _for_rows(refs, tile, lambda row, i: act(at(row, i)))
 
     @pl.when(tile == 0)
     def _():
-        refs.turn[0] = 0
         q_copies(tile, start)
         _block_copies(refs, of, tile, first // of.K, 0, window, start)
 
@@ -203,7 +220,7 @@ def _kernel(*flat, of: Sizes, window, scale, dtype):
     refs.acc[...] = jnp.zeros_like(refs.acc)
     end_block = (end - 1) // of.K + 1
 
-    @pl.loop(first // of.K, jnp.where(count > 0, end_block, first // of.K))
+    @pl.loop(first // of.K, end_block)
     def _(block):
         buffer = refs.turn[0]
         refs.turn[0] = 1 - buffer
@@ -218,7 +235,9 @@ def _kernel(*flat, of: Sizes, window, scale, dtype):
 
         _block_copies(refs, of, tile, block, buffer, window, wait)
         _forget_unseen(refs.v_buffer.at[buffer], first - block * of.K, end - block * of.K)
-        add = functools.partial(_add_block, refs, of, block, buffer, window=window, scale=scale, dtype=dtype)
+        add = functools.partial(
+            _add_block, refs, of, tile, block, buffer, window=window, scale=scale, dtype=dtype
+        )
         pl.when(count == 1)(lambda: add(1))
         pl.when(count > 1)(lambda: add(of.T))
 
@@ -242,9 +261,9 @@ def _forget_unseen(v_GKA, first, end) -> None:
             v_GKA[g] = jnp.where(seen_KA, v_GKA[g], jnp.zeros_like(v_GKA[g]))
 
 
-def _add_block(refs: _Refs, of: Sizes, block, buffer, rows: int, *, window, scale, dtype) -> None:
+def _add_block(refs: _Refs, of: Sizes, tile, block, buffer, rows: int, *, window, scale, dtype) -> None:
     """Add a block to the running softmax of a tile's first `rows` rows."""
-    tile, M = pl.program_id(0), rows * of.R
+    M = rows * of.R
     exact = lax.Precision.HIGHEST if dtype == jnp.float32 else None
     dot = lambda x, y, dim: lax.dot_general(
         x, y, (((1,), (dim,)), ((), ())), precision=exact, preferred_element_type=jnp.float32

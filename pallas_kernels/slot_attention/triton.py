@@ -51,7 +51,9 @@ def sizes(q_NHA, page_PGSA) -> Sizes:
     return Sizes(H // G, R, max(TILE_QUERIES // R, 1), A, padded_A, BLOCK_KEYS[itemsize])
 
 
-def refusal(function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static) -> str | None:
+def refusal(
+    function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static
+) -> str | None:
     """Why these operands cannot be served, or None."""
     for x in (q_NHA, page_k_PGSA, page_v_PGSA):
         if jnp.dtype(x.dtype) not in DTYPES:
@@ -93,7 +95,10 @@ def _kernel(*refs, of: Sizes, window, scale):
         query_M = jnp.arange(max(of.T * of.padded_R, LEAST_QUERIES), dtype=jnp.int32)
         i_M, r_M = query_M // of.padded_R, query_M % of.padded_R
         a_A = jnp.arange(of.padded_A, dtype=jnp.int32)
-        at = (first_row + jnp.minimum(i_M, count - 1))[:, None], (g * of.R + jnp.minimum(r_M, of.R - 1))[:, None]
+        at = (
+            (first_row + jnp.minimum(i_M, count - 1))[:, None],
+            (g * of.R + jnp.minimum(r_M, of.R - 1))[:, None],
+        )
         real_MA = ((i_M < count) & (r_M < of.R))[:, None] & (a_A < of.A)[None, :]
         at = (*at, jnp.minimum(a_A, of.A - 1)[None, :])
         q_MA = pltriton.load(q.at[at], mask=real_MA, other=0).astype(dtype)

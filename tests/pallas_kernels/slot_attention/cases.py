@@ -46,7 +46,9 @@ class Case:
             seen_QC[self.slot_N[n], self.seen(n)] = True
         rng = np.random.default_rng(self.seed)
         table_QJ = rng.permutation(of.P).reshape(of.Q, of.J).astype(np.int32)
-        pages = [self._paged(np.where(seen_QC[:, :, None, None], x, np.nan), table_QJ) for x in (k_QCGA, v_QCGA)]
+        pages = [
+            self._paged(np.where(seen_QC[:, :, None, None], x, np.nan), table_QJ) for x in (k_QCGA, v_QCGA)
+        ]
         used_QJ = seen_QC.reshape(of.Q, of.J, of.S).any(axis=2)
         table_QJ = np.where(used_QJ, table_QJ, rng.choice(NOWHERE, table_QJ.shape)).astype(np.int32)
         return tuple(map(jnp.asarray, (q_NHA, *pages, self.slot_N, self.position_N, table_QJ)))
@@ -66,7 +68,9 @@ class Case:
             slot, seen = self.slot_N[n], self.seen(n)
             for h in range(of.H):
                 k_CA, v_CA = (x[slot, seen, h // (of.H // of.G)] for x in (k_QCGA, v_QCGA))
-                score_C = k_CA @ q_QCHA[slot, self.position_N[n], h] * (of.A**-0.5 if scale is None else scale)
+                score_C = (
+                    k_CA @ q_QCHA[slot, self.position_N[n], h] * (of.A**-0.5 if scale is None else scale)
+                )
                 weight_C = np.exp(score_C - score_C.max())
                 o_NHA[n, h] = weight_C @ v_CA / weight_C.sum()
         return o_NHA
