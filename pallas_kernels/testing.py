@@ -53,3 +53,55 @@ def assert_close(actual, expected, terms: int = 1) -> None:
     accumulated = jnp.finfo(jnp.promote_types(actual.dtype, jnp.float32)).eps * 4 * max(terms, 1)
     rounded = jnp.finfo(actual.dtype).eps
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=rounded, atol=accumulated)
+
+
+def oracle_attention(q_BTHA, k_BTGA, v_BTGC, segment_BT, d_o_BTHC, window=None, scale=None, d_lse_BHT=None):
+    """(o, lse, d_q, d_k, d_v) of segment attention in float64, query by query; reads no padding."""
+    arrays = (q_BTHA, k_BTGA, v_BTGC, d_o_BTHC)
+    q_BTHA, k_BTGA, v_BTGC, d_o_BTHC = (np.asarray(x, np.float64) for x in arrays)
+    (B, T, H, A), G = q_BTHA.shape, k_BTGA.shape[2]
+    scale = A**-0.5 if scale is None else scale
+    o_BTHC, lse_BHT = np.zeros(d_o_BTHC.shape), np.full((B, H, T), -np.inf)
+    d_q_BTHA, d_k_BTGA, d_v_BTGC = np.zeros_like(q_BTHA), np.zeros_like(k_BTGA), np.zeros_like(v_BTGC)
+    at_T, segment_BT = np.arange(T), np.asarray(segment_BT)
+    for b, t in np.argwhere(segment_BT > 0):
+        seen_T = (at_T <= t) & (segment_BT[b] == segment_BT[b, t])
+        (seen,) = np.nonzero(seen_T & (True if window is None else t - at_T < window))
+        for h in range(H):
+            key_SA, value_SC = k_BTGA[b, seen, h * G // H], v_BTGC[b, seen, h * G // H]
+            score_S = scale * key_SA @ q_BTHA[b, t, h]
+            lse_BHT[b, h, t] = np.log(np.exp(score_S - score_S.max()).sum()) + score_S.max()
+            share_S = np.exp(score_S - lse_BHT[b, h, t])
+            o_BTHC[b, t, h] = share_S @ value_SC
+            d_share_S = value_SC @ d_o_BTHC[b, t, h]
+            d_score_S = share_S * (d_share_S - share_S @ d_share_S) * scale
+            if d_lse_BHT is not None:
+                d_score_S += share_S * np.asarray(d_lse_BHT, np.float64)[b, h, t] * scale
+            d_q_BTHA[b, t, h] = d_score_S @ key_SA
+            d_k_BTGA[b, seen, h * G // H] += d_score_S[:, None] * q_BTHA[b, t, h]
+            d_v_BTGC[b, seen, h * G // H] += share_S[:, None] * d_o_BTHC[b, t, h]
+    return o_BTHC, lse_BHT, d_q_BTHA, d_k_BTGA, d_v_BTGC
+
+
+def draw_attention(shape, segment_BT, seed: int = 0, dtype=jnp.float32):
+    """Normal (q, k, v, d_o) for an `AttentionShape`, NaN in padding."""
+    widths = (
+        (shape.H, shape.A),
+        (shape.G, shape.A),
+        (shape.G, shape.value_width),
+        (shape.H, shape.value_width),
+    )
+    keys = jax.random.split(jax.random.key(seed), len(widths))
+    real_BT11 = (jnp.asarray(segment_BT) > 0)[:, :, None, None]
+    normal = lambda key, width: jax.random.normal(key, (shape.B, shape.T, *width), dtype)
+    return [jnp.where(real_BT11, normal(*x), jnp.nan) for x in zip(keys, widths, strict=True)]
+
+
+def assert_attention_close(actual, expected) -> None:
+    """Hold a result to a few roundings of its type, at the size of its largest entry.
+
+    Shares and slopes are rounded to the type of the operands before they are multiplied, entry by entry.
+    """
+    eps = float(jnp.finfo(actual.dtype).eps)
+    largest = max(1.0, np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=0, atol=16 * eps * largest)

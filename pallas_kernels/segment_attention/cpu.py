@@ -8,9 +8,9 @@ for no others. Products are plain batched matmuls: heads before positions, a gro
     1       [2C, 4C)   2   x  4C            x x            prefix that ends with the band
 
 Chunks of one band run in a loop, so that the program does not grow with T; with eight bands 9/16 of the
-square is computed. With a window a chunk has scores for the window before it. A chunk is as long as lets its
-scores stay small, so that memory is linear in T. Rows that are short keep their shares, what the softmax
-gives, for the backward pass, which is a quarter faster; longer ones compute them again.
+square is computed. With a window a chunk has scores for the window before it. A chunk is short enough for its
+scores to stay small, so that memory is linear in T. Rows that are short keep their shares, what the softmax
+gives, for the backward pass, which then need not compute them again; memory is theirs to spend.
 """
 
 import itertools
@@ -74,7 +74,9 @@ class Band(NamedTuple):
 
 def bands(T: int, score_bytes: int, window: int | None) -> list[Band]:
     """The bands of a row of T, where `score_bytes` is what a query's scores for one key take in all heads."""
-    chunk = min(T // MOST_BANDS, SCORE_BYTES // (score_bytes * T), T if window is None else window // 2)
+    # at least two to a band: what is outside loops may run, and be alive, side by side
+    fit = SCORE_BYTES // (score_bytes * T)
+    chunk = min(T // (2 * MOST_BANDS), fit, T if window is None else window // 2)
     chunk = min(max(chunk, MIN_CHUNK), T)
     chunks = T // chunk
     num_bands = min(chunks, MOST_BANDS)

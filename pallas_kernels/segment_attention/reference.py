@@ -36,7 +36,7 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segment_BT, *, window: int | None, scale: fl
     q_BTHA, k_BTHA, v_BTHC = _padding_is_zero(segment_BT, *_all_heads(q_BTHA, k_BTGA, v_BTGC))
     score_BHTS = _scores(q_BTHA, k_BTHA, segment_BT, window, scale)
     lse_BHT = jax.nn.logsumexp(score_BHTS, axis=-1)
-    share_BHTS = _shares(score_BHTS, lse_BHT).astype(v_BTHC.dtype)
+    share_BHTS = jnp.where(jnp.isneginf(score_BHTS), 0, jax.nn.softmax(score_BHTS)).astype(v_BTHC.dtype)
     return jnp.einsum("BHTS,BSHC->BTHC", share_BHTS, v_BTHC), lse_BHT, None
 
 
