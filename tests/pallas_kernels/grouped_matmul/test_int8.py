@@ -1,0 +1,110 @@
+"""Grouped products with 8-bit matrices: by hand, what does not fit, memory, and compiled for accelerators."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import grouped_matmul
+from pallas_kernels.grouped_matmul import groups, shapes, tpu_tiles
+from tests.pallas_kernels import topologies
+
+DEEPSEEK = shapes.PUBLISHED[-1]
+night = pytest.param(shapes.PUBLISHED[0], marks=pytest.mark.nightly, id="mixtral")
+published = pytest.mark.parametrize("shape", [pytest.param(DEEPSEEK, id="deepseek"), night])
+both_ways = pytest.mark.parametrize("transpose_rhs", [False, pytest.param(True, marks=pytest.mark.nightly)])
+
+
+def test_three_rows_two_groups_by_hand():
+    """Codes 3 and -5 with scales 10 and 0.5 stand for matrices 30 and -2.5; nobody has the last row."""
+    lhs_MK, code_GKN = jnp.array([[1.0], [2.0], [jnp.nan]]), jnp.array([[[3]], [[-5]]], jnp.int8)
+    op = lambda lhs, scale: grouped_matmul(lhs, code_GKN, jnp.array([1, 1]), rhs_scale_GN=scale)
+    out_MN, backward = jax.vjp(op, lhs_MK, jnp.array([[10.0], [0.5]]))
+    dlhs_MK, dscale_GN = backward(jnp.array([[1.0], [1.0], [jnp.nan]]))
+    np.testing.assert_array_equal(out_MN, [[30.0], [-5.0], [0.0]])
+    np.testing.assert_array_equal(dlhs_MK, [[30.0], [-2.5], [0.0]])
+    np.testing.assert_array_equal(dscale_GN, [[3.0], [-10.0]])  # sum of row * code
+
+
+def test_spread_by_hand():
+    """Rows 1 and 2 are group 0's, row 3 is group 2's; group 1 is empty, and so is its NaN."""
+    start_G, end_G = jnp.array([1, 3, 3]), jnp.array([3, 3, 4])
+    x_GN = jnp.array([[5.0], [jnp.nan], [7.0]])
+    np.testing.assert_array_equal(groups.spread(x_GN, start_G, end_G, 6), [[0], [5], [5], [7], [0], [0]])
+
+
+@pytest.mark.parametrize(
+    ("lhs", "rhs", "scale", "message"),
+    [
+        (
+            jnp.float32,
+            jnp.float32,
+            (2, 3),
+            "lhs is float32, rhs is float32; rhs_scale is for floats times int8",
+        ),
+        (jnp.int8, jnp.int8, (2, 3), "lhs is int8, rhs is int8; rhs_scale is for floats times int8"),
+        (
+            jnp.float32,
+            jnp.int8,
+            (2, 4),
+            r"rhs_scale is \(2, 4\), rhs is \(2, 4, 3\); expected a scale \(2, 3\)",
+        ),
+    ],
+)
+def test_what_does_not_fit(lhs, rhs, scale, message):
+    with pytest.raises(ValueError, match=message):
+        grouped_matmul(
+            jnp.ones((5, 4), lhs), jnp.ones((2, 4, 3), rhs), jnp.array([2, 3]), rhs_scale_GN=jnp.ones(scale)
+        )
+
+
+def operands(shape, transpose_rhs: bool = False, dtype=jnp.bfloat16):
+    M, K, N, G = shape.M, shape.K, shape.N, shape.G
+    rhs = (G, N, K) if transpose_rhs else (G, K, N)
+    return ((M, K), dtype), (rhs, jnp.int8), ((G,), jnp.int32), ((G, N), jnp.float32)
+
+
+def product(transpose_rhs: bool, implementation: str | None = None):
+    how = {"transpose_rhs": transpose_rhs, "implementation": implementation}
+    return lambda lhs, rhs, size_G, scale_GN: grouped_matmul(lhs, rhs, size_G, rhs_scale_GN=scale_GN, **how)
+
+
+def test_on_cpu_one_matrix_at_a_time_is_made_float():
+    shape = shapes.GroupedShape("bank", M=512, K=256, N=256, G=64)
+    given = [jax.ShapeDtypeStruct(*operand) for operand in operands(shape, dtype=jnp.float32)]
+    program = jax.jit(product(False, "xla_tiles")).lower(*given).compile()
+    matrix = 4 * shape.K * shape.N
+    assert program.memory_analysis().temp_size_in_bytes < 16 * matrix  # all of them would be 64
+
+
+@topologies.needs_libtpu
+@topologies.generations
+@published
+@both_ways
+def test_compiles_for_tpu(generation, shape, transpose_rhs):
+    with topologies.tpu(generation) as mesh:
+        program = topologies.compiled(mesh, product(transpose_rhs), *operands(shape, transpose_rhs))
+    (vmem,) = topologies.vmem_of_kernels(program)
+    assert vmem <= tpu_tiles.VMEM_SHARE * topologies.VMEM[generation]
+    assert program.memory_analysis().temp_size_in_bytes < 16 * 2**20  # no matrix is copied
+
+
+@topologies.needs_cuda_compiler
+@pytest.mark.parametrize("gpu", topologies.GPUS)
+@published
+@both_ways
+def test_compiles_for_gpu(gpu, shape, transpose_rhs):
+    with topologies.gpu(gpu) as mesh:
+        run = product(transpose_rhs, "triton")
+        (kernel,) = topologies.ptx_kernels(gpu, mesh, run, *operands(shape, transpose_rhs))
+    assert kernel.used["spilled"] == 0
+    assert "bf16.bf16" in kernel.text  # on the tensor cores
+
+
+@topologies.needs_cuda_compiler
+def test_a_bank_that_jax_cannot_address_is_left_to_xla():
+    """DeepSeek-V3's 256 matrices are 3.8e9 elements and as many bytes."""
+    whole = shapes.PUBLISHED[-2]
+    with topologies.gpu("a100"):
+        chosen = jax.make_jaxpr(product(False))(*(jax.ShapeDtypeStruct(*x) for x in operands(whole)))
+    assert "pallas_call" not in str(chosen)
