@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import implementations
-from pallas_kernels.grouped_matmul import cpu, reference, tpu, triton
+from pallas_kernels.grouped_matmul import cpu, gpu, reference, tpu, triton
 from pallas_kernels.grouped_matmul.groups import bounds_of, spread
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
-IMPLEMENTATIONS = {"tpu": tpu, "triton": triton, "xla_tiles": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "hopper": gpu, "triton": triton, "xla_tiles": cpu, "reference": reference}
 
 
 def grouped_matmul(

@@ -26,7 +26,7 @@ def test_groups_that_do_not_exist():
 
 
 def test_unknown_implementation():
-    with pytest.raises(ValueError, match="implementation='dense' is not one of tpu, xla_tiles, reference"):
+    with pytest.raises(ValueError, match="'dense' is not one of tpu, hopper, triton, xla_tiles"):
         grouped_matmul(LHS, RHS, SIZES, implementation="dense")
 
 
