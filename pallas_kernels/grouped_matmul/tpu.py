@@ -39,7 +39,7 @@ class Visits(NamedTuple):
     read_V: jax.Array  # the tile of lhs that is fetched; where there is nothing to compute, a neighbour's
 
 
-def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=None) -> jax.Array:
+def matmul(lhs_MK, rhs, start_G, end_G, *scales, transpose_rhs: bool, dtype) -> jax.Array:
     """See `reference.matmul`."""
     (M, K), G, N = lhs_MK.shape, rhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
@@ -67,7 +67,6 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=Non
         return Visits(*visits).group_V[v], 0, n
 
     rhs_tile = (None, tiles.n, tiles.k) if transpose_rhs else (None, tiles.k, tiles.n)
-    scales = () if scale_GN is None else (scale_GN[:, None, :],)
     scale_specs = [pl.BlockSpec((None, 1, tiles.n), scale_block) for _ in scales]
     call = pl.pallas_call(
         functools.partial(_matmul_kernel, K=K, transpose_rhs=transpose_rhs, scaled=bool(scales)),
@@ -86,12 +85,10 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=Non
         compiler_params=pltpu.CompilerParams(("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=vmem),
         name="grouped_matmul",
     )
-    return call(*visits, lhs_MK, rhs, *scales)
+    return call(*visits, lhs_MK, rhs, *(scale_GN[:, None, :] for scale_GN in scales))
 
 
-def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
-    """See `reference.scaled_matmul`."""
-    return matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN)
+scaled_matmul = matmul  # scales are one more operand
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:

@@ -4,18 +4,19 @@ Products of rows in no group are zero and blind to what the rows hold, so nothin
 """
 
 import jax
-import jax.numpy as jnp
 
+from pallas_kernels import implementations
 from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
+from pallas_kernels.grouped_matmul.groups import sizes_behind
 from pallas_kernels.grouped_swiglu.activations import gated
-from pallas_kernels.permute import cpu as gathers
+from pallas_kernels.permute import api as movers
 
 
 def forward(
     x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, dtype, keep, implementation=None
 ):
     """See `reference.forward`; `implementation` is one of `grouped_matmul`."""
-    gate_RF, up_RF = _products(_rows(x_ND, source_R), gate_GDF, up_GDF, start_G, end_G, dtype, implementation)
+    gate_RF, up_RF = _products(rows(x_ND, source_R), gate_GDF, up_GDF, start_G, end_G, dtype, implementation)
     kept = (gate_RF, up_RF) if keep else ()
     return gated(gate_RF, up_RF, activation, dtype), *kept
 
@@ -24,12 +25,12 @@ def backward(
     d_h_RF, x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *kept, activation, implementation=None
 ):
     """See `reference.backward`."""
-    rows_RD, dtype = _rows(x_ND, source_R), d_h_RF.dtype
+    rows_RD, dtype = rows(x_ND, source_R), d_h_RF.dtype
     bounds = start_G, end_G
     pair_RF = kept or _products(rows_RD, gate_GDF, up_GDF, *bounds, dtype, implementation)
     _, pull = jax.vjp(lambda gate_RF, up_RF: gated(gate_RF, up_RF, activation, dtype), *pair_RF)
     d_gate_RF, d_up_RF = pull(d_h_RF)
-    sizes = _sizes(*bounds)
+    sizes = sizes_behind(*bounds)
     how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": x_ND.dtype}
     back = lambda d_RF, rhs_GDF: grouped_matmul(d_RF, rhs_GDF, sizes, transpose_rhs=True, **how)
     d_rows_RD = back(d_gate_RF, gate_GDF) + back(d_up_RF, up_GDF)
@@ -37,15 +38,15 @@ def backward(
     return d_rows_RD, outer(d_gate_RF), outer(d_up_RF)
 
 
-def _rows(x_ND, source_R):
-    return x_ND if source_R is None else gathers.gather(x_ND, source_R)
+def rows(x_ND, source_R):
+    """The tokens of all rows."""
+    if source_R is None:
+        return x_ND
+    return implementations.run(movers.IMPLEMENTATIONS, "gather", None, (x_ND, source_R))
 
 
 def _products(rows_RD, gate_GDF, up_GDF, start_G, end_G, dtype, implementation):
     how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": dtype}
-    return tuple(grouped_matmul(rows_RD, rhs, _sizes(start_G, end_G), **how) for rhs in (gate_GDF, up_GDF))
-
-
-def _sizes(start_G, end_G):
-    """Sizes of the groups behind one more group that has all rows before them."""
-    return jnp.concatenate([start_G[:1], end_G - start_G])
+    return tuple(
+        grouped_matmul(rows_RD, rhs, sizes_behind(start_G, end_G), **how) for rhs in (gate_GDF, up_GDF)
+    )

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import implementations
-from pallas_kernels.permute import cpu, reference
+from pallas_kernels.permute import cpu, reference, tpu
 from pallas_kernels.permute.reference import accumulator, weigh
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
-IMPLEMENTATIONS = {"xla": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "xla": cpu, "reference": reference}
 
 
 def permute(x_ND, order_R, home_NK, *, implementation: str | None = None) -> jax.Array:

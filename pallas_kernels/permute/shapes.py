@@ -16,8 +16,8 @@ class PermuteShape:
 
 # Off every tile, one slot each, fewer tokens than slots.
 TINY = (
-    PermuteShape("odd", N=37, K=3, D=5, E=7),
-    PermuteShape("one_slot", N=20, K=1, D=130, E=4),
+    PermuteShape("odd", N=11, K=3, D=5, E=7),
+    PermuteShape("one_slot", N=18, K=1, D=130, E=4),
     PermuteShape("few_tokens", N=2, K=6, D=8, E=16),
 )
 

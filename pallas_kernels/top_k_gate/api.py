@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import implementations
-from pallas_kernels.top_k_gate import cpu, reference
+from pallas_kernels.top_k_gate import cpu, reference, tpu
 from pallas_kernels.top_k_gate.scores import SCORES, slope
 from pallas_kernels.varying import vary_alike
 
-IMPLEMENTATIONS = {"xla": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "xla": cpu, "reference": reference}
 
 
 class Gates(NamedTuple):

@@ -12,6 +12,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import grouped_swiglu, permute
+from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_swiglu import api, shapes
 from pallas_kernels.grouped_swiglu.shapes import SwigluShape
 from pallas_kernels.testing import group_rows
@@ -30,7 +31,10 @@ interpreted_nightly = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", autouse=True)
 def interpreter():
-    with interpreters.pallas_calls():
+    """Run TPU kernels here, in many small tiles."""
+    small = lambda op, of, chip: tpu_tiles.Tiles(min(of.M, 16), min(of.K, 128), min(of.N, 128))
+    with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls():
+        patch.setattr(tpu_tiles, "choose", small)
         yield
 
 
@@ -145,11 +149,16 @@ def test_three_rows_by_hand(implementation):
     np.testing.assert_array_equal(d_up_GDF, [[[10.0]], [[0.0]]])
 
 
-@implementations
+@interpreted_nightly
 @pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "computed_again"])
 def test_equals_the_oracle(implementation, shape, keep):
     check(implementation, shape, keep=keep)
+
+
+@pytest.mark.parametrize("implementation", INTERPRETED)
+def test_one_shape_of_those_that_are_interpreted(implementation):
+    check(implementation, shapes.TINY[0])
 
 
 @interpreted_nightly
@@ -214,7 +223,9 @@ def test_groups_that_are_held(implementation):
         assert_near(got, wanted, jnp.float32)
 
 
-@pytest.mark.parametrize("implementation", COMPILED)
+@pytest.mark.parametrize(
+    "implementation", ["xla_tiles", pytest.param("reference", marks=pytest.mark.nightly)]
+)
 def test_first_and_second_derivatives_equal_finite_differences(implementation):
     with jax.enable_x64(True):
         shape = SwigluShape("tiny", N=6, K=2, D=3, F=2, G=3)

@@ -1,0 +1,44 @@
+"""The TPU kernel compiled for TPUs that are not here, and what it refuses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import top_k_gate
+from pallas_kernels.errors import NotServedError
+from pallas_kernels.top_k_gate import tpu
+from tests.pallas_kernels import topologies
+from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
+
+NIGHTLY = [(37, 10, 3), (4096, 8, 2), (16384, 128, 8), (4096, 512, 16)]
+
+
+def compiled(generation, T, E, k, **how):
+    with topologies.tpu(generation) as mesh:
+        return topologies.compiled(mesh, functools.partial(top_k_gate, k=k, **how), ((T, E), jnp.float32))
+
+
+@topologies.needs_libtpu
+@generations
+@pytest.mark.parametrize(
+    ("T", "E", "k"), [(16384, 256, 8), *(pytest.param(*size, marks=pytest.mark.nightly) for size in NIGHTLY)]
+)
+def test_compiles(generation, T, E, k):
+    (vmem,) = vmem_of_kernels(compiled(generation, T, E, k, score="sigmoid"))
+    assert vmem <= VMEM[generation] / 4
+
+
+@topologies.needs_libtpu
+def test_more_vmem_than_there_is_by_default_is_refused(monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", 2**16)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)vmem"):
+        compiled("v6e", 2**16, 256, 8)
+
+
+def test_what_a_tpu_lacks():
+    with pytest.raises(NotServedError, match=r"at most 16 of 512 experts, not 2 of 600; .*'xla' can"):
+        top_k_gate(jnp.ones((4, 600)), 2, implementation="tpu")
+    with jax.enable_x64(True), pytest.raises(NotServedError, match="float32, not float64"):
+        top_k_gate(jnp.ones((4, 6), jnp.float64), 2, implementation="tpu")
