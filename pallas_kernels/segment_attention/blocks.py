@@ -15,40 +15,52 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 
+class Segments(NamedTuple):
+    """The segments of P positions, T in whole blocks; padding differs, so that it is equal to nothing."""
+
+    query_BP: jnp.ndarray  # -1 for padding
+    key_BP: jnp.ndarray  # 0 for padding
+
+    @classmethod
+    def of(cls, segment_BT, size: int) -> "Segments":
+        """The positions past T are padding too."""
+        more = ((0, 0), (0, -segment_BT.shape[1] % size))
+        named = lambda value: jnp.where(segment_BT > 0, segment_BT, value)
+        return cls(*(jnp.pad(named(value), more, constant_values=value) for value in (-1, 0)))
+
+
+def zero_padding(segment_BT, x_BTHA):
+    """`x` without what padding holds; XLA joins this pass to whatever makes `x`."""
+    return jnp.where((segment_BT > 0)[:, :, None, None], x_BTHA, 0)
+
+
 class Pairs(NamedTuple):
     """What is known of every pair of a block I of one kind and a block J of the other."""
 
     seen_BIJ: jnp.ndarray
     full_BIJ: jnp.ndarray
-    solid_BJ: jnp.ndarray  # blocks J without padding
-
-    def transposed(self, solid_BI) -> "Pairs":
-        """The same pairs, seen from the other side."""
-        return Pairs(jnp.swapaxes(self.seen_BIJ, 1, 2), jnp.swapaxes(self.full_BIJ, 1, 2), solid_BI)
 
 
 class Walk(NamedTuple):
     """The walk of a block I over blocks J: from `first` up to `end`.
 
-    Blocks in [full, full_end) are full. Only blocks from `dirty` on may hold padding.
+    Blocks in [full, full_end) are full.
     """
 
     first: jnp.ndarray
     end: jnp.ndarray
     full: jnp.ndarray
     full_end: jnp.ndarray
-    dirty: jnp.ndarray
 
 
 def query_walks(segment_BT, queries: int, keys: int, window: int | None) -> jnp.ndarray:
-    """i32[B, query blocks, 5], the fields of `Walk` over blocks of keys; T is a multiple of both sizes."""
+    """i32[B, query blocks, 4], the fields of `Walk` over blocks of keys; T is a multiple of both sizes."""
     return _walks(_pairs(segment_BT, queries, keys, window))
 
 
 def key_walks(segment_BT, queries: int, keys: int, window: int | None) -> jnp.ndarray:
-    """i32[B, key blocks, 5], the fields of `Walk` over blocks of queries; T is a multiple of both sizes."""
-    pairs = _pairs(segment_BT, queries, keys, window)
-    return _walks(pairs.transposed(_Blocks.of(segment_BT, queries).solid_BN))
+    """i32[B, key blocks, 4], the fields of `Walk` over blocks of queries; T is a multiple of both sizes."""
+    return _walks(Pairs(*(jnp.swapaxes(x_BIJ, 1, 2) for x_BIJ in _pairs(segment_BT, queries, keys, window))))
 
 
 class _Blocks(NamedTuple):
@@ -84,7 +96,7 @@ def _pairs(segment_BT, queries: int, keys: int, window: int | None) -> Pairs:
     if window is not None:
         near &= of_q(q.first_N) - of_k(k.last_N) < window
         all_near &= of_q(q.last_N) - of_k(k.first_N) < window
-    return Pairs(meet & near[None], alike & all_near[None], k.solid_BN)
+    return Pairs(meet & near[None], alike & all_near[None])
 
 
 def _walks(pairs: Pairs) -> jnp.ndarray:
@@ -96,7 +108,5 @@ def _walks(pairs: Pairs) -> jnp.ndarray:
     full_end_BI = jnp.max(jnp.where(pairs.full_BIJ, at_11J + 1, 0), axis=2)
     before = ~pairs.full_BIJ & (at_11J < full_end_BI[..., None])
     full_BI = jnp.max(jnp.where(before, at_11J + 1, 0), axis=2)
-    padded = ~pairs.solid_BJ[:, None, :] & (at_11J >= first_BI[..., None])
-    dirty_BI = jnp.min(jnp.where(padded, at_11J, num), axis=2)
-    walk = Walk(first_BI, end_BI, full_BI, full_end_BI, dirty_BI)
+    walk = Walk(first_BI, end_BI, full_BI, full_end_BI)
     return jnp.stack(walk, axis=2).astype(jnp.int32)

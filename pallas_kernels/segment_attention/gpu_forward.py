@@ -22,8 +22,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.segment_attention import gpu_parts as parts
-from pallas_kernels.segment_attention.blocks import Walk, query_walks
-from pallas_kernels.segment_attention.gpu_parts import FETCHER, PER_ROW, ROWS, TILE, Segments, Tiles, ring
+from pallas_kernels.segment_attention.blocks import Segments, Walk, query_walks
+from pallas_kernels.segment_attention.gpu_parts import FETCHER, PER_ROW, ROWS, TILE, Tiles, ring
 from pallas_kernels.varying import like
 
 LOWEST = -1e30  # below every score; finite, so that a row that has seen nothing yet needs no case of its own
@@ -51,18 +51,11 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
 
             @pl.loop(0, steps)
             def _(step):
-                slot = ring(step, stages)
-                at = (batch, pl.ds(block_of(step) * keys, keys), group)
-                for source, tiles, there, done in (
-                    (k, k_tiles, k_there, k_done),
-                    (v, v_tiles, v_there, v_done),
-                ):
-
-                    @pl.when(step >= stages)
-                    def _(done=done):
-                        plgpu.barrier_wait(done.at[slot])
-
-                    plgpu.copy_gmem_to_smem(source.at[at], tiles.at[slot], there.at[slot])
+                slot, at = ring(step, stages), pl.ds(block_of(step) * keys, keys)
+                parts.wait_for_room(k_done, step, stages)
+                plgpu.copy_gmem_to_smem(k.at[batch, at, group], k_tiles.at[slot], k_there.at[slot])
+                parts.wait_for_room(v_done, step, stages)
+                plgpu.copy_gmem_to_smem(v.at[batch, at, group], v_tiles.at[slot], v_there.at[slot])
 
         @pl.when(me != FETCHER)
         def compute():
@@ -87,16 +80,7 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
                 share_RK = jnp.exp2(score_RK * unit - parts.spread_rows(new_most_R, score_RK.shape))
                 shrink_R = jnp.exp2(most_R - new_most_R)
                 sum_R = sum_R * shrink_R + jnp.sum(share_RK, axis=1)
-                return share_RK.astype(dtype), new_most_R, sum_R, shrink_R
-
-            def values_there(step):
-                """Wait for a step's values; rows of padding are zeroed where there may be any."""
-                slot, block = ring(step, stages), block_of(step)
-                plgpu.barrier_wait(v_there.at[slot])
-
-                @pl.when((block >= walk.dirty) & ((step < whole_from) | (step >= whole_to)))
-                def _():
-                    parts.clean(v_tiles.at[slot], key_segments.at[batch], block * keys)
+                return share_RK, new_most_R, sum_R, shrink_R
 
             def first_scores(scores):
                 plgpu.wgmma(scores, q_tile, parts.transposed(k_tiles.at[0]))
@@ -113,7 +97,7 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
                 o_RC, share_RK, most_R, sum_R = carry
                 slot, slot_before = ring(step, stages), ring(step - 1, stages)
                 plgpu.barrier_wait(k_there.at[slot])
-                values_there(step - 1)
+                plgpu.barrier_wait(v_there.at[slot_before])
                 plgpu.barrier_wait(turns.at[me])
 
                 def products(refs):
@@ -129,13 +113,16 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
                         ref[...] = value
 
                 start = (plgpu.ACC.init(o_RC), plgpu.ACC.init(parts.full((ROWS, keys), 0)))
-                o_RC, _, share_RK, most_R, sum_R, shrink_R = pl.run_state(products)(
-                    (*start, share_RK, most_R, sum_R, sum_R)
+                o_RC, score_RK, *state = pl.run_state(products)(
+                    (*start, parts.full((ROWS, keys), 0), most_R, sum_R, sum_R)
                 )
                 plgpu.barrier_arrive(v_done.at[slot_before])
+                score_RK, most_R, sum_R, shrink_R = state
+                # only now, as the shares that were here have been read
+                share_RK = score_RK.astype(dtype)
                 return o_RC * parts.spread_rows(shrink_R, o_RC.shape), share_RK, most_R, sum_R
 
-            carry = (parts.full((ROWS, C), 0), share_RK, most_R, sum_R)
+            carry = (parts.full((ROWS, C), 0), share_RK.astype(dtype), most_R, sum_R)
             for begin, end, whole in (
                 (1, whole_from, False),
                 (whole_from, whole_to, True),
@@ -143,7 +130,7 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
             ):
                 carry = lax.fori_loop(begin, end, functools.partial(walk_on, whole=whole), carry)
             o_RC, share_RK, most_R, sum_R = carry
-            values_there(steps - 1)
+            plgpu.barrier_wait(v_there.at[ring(steps - 1, stages)])
             last_product = lambda result: plgpu.wgmma(result, share_RK, v_tiles.at[ring(steps - 1, stages)])
             o_RC = pl.run_state(last_product)(plgpu.ACC.init(o_RC))
 
@@ -174,5 +161,5 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, s
         compiler_params=plgpu.CompilerParams(approx_math=True),
         kernel_name="segment_attention_forward",
     )
-    walk_BI5 = query_walks(segments.key_BP, TILE, keys, window)
-    return call(q_BTHA, k_BTGA, v_BTGC, segments.query_BP, segments.key_BP, walk_BI5)
+    walk_BI4 = query_walks(segments.key_BP, TILE, keys, window)
+    return call(q_BTHA, k_BTGA, v_BTGC, segments.query_BP, segments.key_BP, walk_BI4)

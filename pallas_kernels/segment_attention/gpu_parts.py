@@ -4,7 +4,6 @@ A block of threads is three warp groups. Two compute, each for 64 rows of its ow
 for both. A product takes its left side from registers or shared memory, its right side from shared memory.
 """
 
-import itertools
 import math
 from typing import NamedTuple
 
@@ -20,13 +19,6 @@ FETCH_REGISTERS, COMPUTE_REGISTERS = 32, 240  # of each thread; 65,536 in all
 LOG2_E = math.log2(math.e)  # the chip's exponential is that of 2
 LAYOUT = plgpu.Layout.WGMMA
 PER_ROW, PER_COLUMN = LAYOUT.reduce(1), LAYOUT.reduce(0)
-
-
-class Segments(NamedTuple):
-    """The segments of P positions, T in whole tiles; padding differs, so that it is equal to nothing."""
-
-    query_BP: jnp.ndarray  # -1 for padding
-    key_BP: jnp.ndarray  # 0 for padding
 
 
 class Tiles(NamedTuple):
@@ -77,9 +69,22 @@ def rows_from(first):
     return first + plgpu.broadcasted_iota(jnp.int32, (ROWS,), 0, layout=PER_ROW)
 
 
+def wait_for_room(done, step, stages: int):
+    """Wait until both warp groups are done with what was in a step's place of the ring."""
+
+    @pl.when(step >= stages)
+    def _():
+        plgpu.barrier_wait(done.at[ring(step, stages)])
+
+
 def load_rows(ref):
     """A number per row, out of the main memory."""
     return plgpu.load(ref, (), layout=PER_ROW, optimized=False)
+
+
+def load_columns(ref):
+    """A number per column, out of shared memory."""
+    return plgpu.load(ref, (), layout=PER_COLUMN)
 
 
 def masked(score_RC, segment_R, column_segments, first_column, low_R, high_R):
@@ -100,16 +105,3 @@ def masked(score_RC, segment_R, column_segments, first_column, low_R, high_R):
             within_RC = holds(at_RC, spread_rows(bound_R, shape))
             inside_RC = within_RC if inside_RC is None else inside_RC & within_RC
     return jnp.where(inside_RC, score_RC, -jnp.inf)
-
-
-def clean(tile, segments, first):
-    """Zero the rows of a tile that are padding, which may be NaN: a share of zero does not remove NaN.
-
-    Both warp groups do it to the same tile, since neither knows when the other has; they write equal bytes.
-    """
-    for row, column in itertools.product(range(0, tile.shape[0], ROWS), range(0, tile.shape[1], ROWS)):
-        part = tile.at[pl.ds(row, ROWS), pl.ds(column, ROWS)]
-        x_RA = plgpu.load(part, (), layout=LAYOUT)
-        real_R = load_rows(segments.at[pl.ds(first + row, ROWS)]) > 0
-        part[...] = jnp.where(spread_rows(real_R, x_RA.shape), x_RA, jnp.zeros_like(x_RA))
-    plgpu.commit_smem()
