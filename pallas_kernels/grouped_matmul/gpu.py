@@ -1,4 +1,31 @@
-"""Grouped products on Hopper GPUs, in Pallas (Mosaic GPU)."""
+"""Grouped products on Hopper GPUs, in Pallas (Mosaic GPU).
+
+One block per core lives as long as the kernel and works off items, each a tile of the result of 128 rows by
+up to 256 columns. Of its three warp groups one fetches and two multiply, 64 rows each:
+
+    fetch      wait until a slot is free; copy 64 deep parts of both operands there      (bulk copies)
+    multiply   wait until they are there; sum += left @ right; free the slot before      (wgmma)
+               after the last step: round the sum, send it out                           (bulk copies)
+
+The slots are a ring through all items: while a tile is sent out, the parts of the next one arrive. Matrices
+are read as they lie, transposed or not.
+
+No row is masked where most of the work is. `matmul` cuts every group into tiles from its own first row on,
+and a half tile that would reach past the group begins earlier: some rows are computed twice, by the same
+sums, and written twice. Only groups of fewer than 64 rows are sent out row by row. `outer` sums over a
+group's rows in steps of 64; the last step begins earlier too, and the rows that were summed before are
+zeroed in one operand, by each warp group in its own part. Only groups of fewer than 64 rows need both zeroed.
+
+Items are dealt out in turns, longest first, each turn in the other direction. Of `matmul` all items are as
+long; of `outer` an item is as long as its group. Its largest group is not split: under a Zipf distribution
+the busiest core then has 3 to 19% more steps than with equal groups, 3 to 5% of it for steps that are not
+full (Mixtral 3, DeepSeek-V3 7, OLMoE 13, Qwen3-30B-A3B 19).
+
+What an H100 (bfloat16, 989 TFLOP/s on paper, 132 cores) can do with an item of 256 columns: a step is 4.2
+MFLOP, 0.56 us, and draws 48 KiB from the L2 cache, 0.93 us at the 7 TB/s that `gpu_tiles` reckons with if
+nothing that neighbours ask for is shared; sharing decides between 600 and 989 TFLOP/s. The end of an item
+is 0.3 to 0.8 us. A forward item is K / 64 steps: Mixtral 64, 36 us, Qwen3 32, DeepSeek-V3 112.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -230,12 +257,14 @@ def _swizzled(shape: tuple[int, ...], dtype):
 def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
     """Let one warp group fetch, and two multiply, for every work item of this block."""
     block, blocks, stages = lax.axis_index("block"), lax.axis_size("block"), tiles.stages
-    mine = lax.div(num_items - block + blocks - 1, blocks)
+    place_in = lambda turn: jnp.where(lax.rem(turn, 2) == 0, block, blocks - 1 - block)
+    turns = lax.div(num_items, blocks)
+    mine = turns + (place_in(turns) < num_items - turns * blocks).astype(jnp.int32)
     slot_of = lambda step: lax.rem(step, stages)
 
     def for_each_item(do):
         def body(i, done):
-            at, steps = locate(block + i * blocks)
+            at, steps = locate(i * blocks + place_in(i))
             do(at, steps, done)
             return done + steps
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pallas_kernels import grouped_matmul
@@ -52,8 +52,14 @@ SIZES = {
 }
 
 
+def sizes(every_change: tuple[str, ...]) -> list:
+    """A parameter per case; most are for the night."""
+    marks = lambda name: () if name in every_change else pytest.mark.nightly
+    return [pytest.param(size_G, marks=marks(name), id=name) for name, size_G in SIZES.items()]
+
+
 @products
-@pytest.mark.parametrize("size_G", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("size_G", sizes(every_change=("off every tile",)))
 def test_equals_the_oracle(chip, product, size_G):
     shape = GroupedShape("off", M=300, K=128, N=192, G=4)
     assert_close(*run(product, shape, size_G), terms=300)
@@ -65,6 +71,7 @@ def test_no_width_is_a_multiple_of_its_tile(chip, product):
     assert_close(*run(product, shape, [66, 2]), terms=140)
 
 
+@pytest.mark.nightly
 @products
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_results_of_two_bytes(chip, product, dtype):
@@ -82,7 +89,6 @@ def test_row_tiles_by_hand():
     assert tiles.group_T[:6].tolist() == [-1, 0, 0, 0, 2, -1]
 
 
-@settings(max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 7))
 def test_every_row_is_in_one_tile(seed, offset):
     num_rows, rng = 300, np.random.default_rng(seed)
