@@ -62,7 +62,7 @@ def grouped_matmul(
     if rhs_scale_GN is not None:
         _check_scale(lhs_MK, rhs_GKN, rhs_scale_GN, transpose_rhs)
         scale_GN = rhs_scale_GN.astype(jnp.float32)
-        return _scaled_matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds, scale_GN), transpose_rhs, how)
+        return _scaled_matmul(vary_alike(lhs_MK, rhs_GKN, *bounds, scale_GN), transpose_rhs, how)
     return _matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
 
 
@@ -178,25 +178,25 @@ def _outer_backward(how, saved, grad_GKN):
 _outer.defvjp(_outer_forward, _outer_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs: bool, how: _How):
-    if 0 in (*lhs_MK.shape, *rhs.shape):
-        return _matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, how)
-    operands = (lhs_MK, rhs, start_G, end_G, scale_GN)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _scaled_matmul(operands, transpose_rhs: bool, how: _How):
+    """Of (lhs_MK, rhs, start_G, end_G, scale_GN)."""
+    if any(0 in x.shape for x in operands):
+        return _matmul(*operands[:4], transpose_rhs, how)
     static = {"transpose_rhs": transpose_rhs, "dtype": how.dtype}
     return implementations.run(IMPLEMENTATIONS, "scaled_matmul", how.implementation, operands, **static)
 
 
-def _scaled_matmul_forward(*args):
-    return _scaled_matmul(*args), args[:5]
+def _scaled_matmul_forward(operands, transpose_rhs, how):
+    return _scaled_matmul(operands, transpose_rhs, how), operands
 
 
-def _scaled_matmul_backward(transpose_rhs, how, saved, grad_MN):
+def _scaled_matmul_backward(transpose_rhs, how, operands, grad_MN):
     """Scales go into the rows of the gradient; their own gradient is a sum over the rows of their group."""
-    lhs_MK, rhs, start_G, end_G, scale_GN = saved
+    lhs_MK, rhs, start_G, end_G, scale_GN = operands
     accum, ones = jnp.promote_types(lhs_MK.dtype, jnp.float32), lambda *shape: jnp.ones(shape, jnp.float32)
     unscaled = lambda left, transpose, dtype: _scaled_matmul(
-        *vary_alike(left, rhs, start_G, end_G, ones(len(rhs), rhs.shape[1 if transpose else 2])),
+        vary_alike(left, rhs, start_G, end_G, ones(len(rhs), rhs.shape[1 if transpose else 2])),
         transpose,
         how._replace(dtype=jnp.dtype(dtype)),
     )
@@ -206,7 +206,7 @@ def _scaled_matmul_backward(transpose_rhs, how, saved, grad_MN):
     weighed_MN = grad_MN * unscaled(lhs_MK, transpose_rhs, accum)
     one_M1, weighed_MN, *bounds = vary_alike(ones(num_rows, 1), weighed_MN, start_G, end_G)
     dscale_G1N = _outer(one_M1, weighed_MN, *bounds, how._replace(dtype=scale_GN.dtype))
-    return dlhs_MK, None, None, None, dscale_G1N[:, 0]
+    return ((dlhs_MK, None, None, None, dscale_G1N[:, 0]),)
 
 
 _scaled_matmul.defvjp(_scaled_matmul_forward, _scaled_matmul_backward)

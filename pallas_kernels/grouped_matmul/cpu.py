@@ -96,7 +96,7 @@ def expected_trips(num_rows: int, num_groups: int, lengths: tuple[int, ...]) -> 
     return [0] * (len(lengths) - 1) + [num_groups, num_groups * more]
 
 
-def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN=None) -> jax.Array:
+def matmul(lhs_MK, rhs, start_G, end_G, *scales, transpose_rhs: bool, dtype) -> jax.Array:
     """See `reference.matmul`; the transpose is the dot's own, as one of all of rhs would be a copy of it."""
     num_rows = lhs_MK.shape[0]
     dims = (((1,), (1 if transpose_rhs else 0,)), ((), ()))
@@ -107,7 +107,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN=None) -> 
         # of 8-bit matrices only the one in use is there as floats
         rhs_of_group = lax.dynamic_index_in_dim(rhs, group, keepdims=False).astype(lhs_MK.dtype)
         product_RN = lax.dot_general(lhs_RK, rhs_of_group, dims, preferred_element_type=accumulator(lhs_MK))
-        if scale_GN is not None:
+        for scale_GN in scales:
             product_RN *= lax.dynamic_slice_in_dim(scale_GN, group, 1)
         before_RN = lax.dynamic_slice_in_dim(out_MN, at, len(inside_R1))
         after_RN = jnp.where(inside_R1, product_RN.astype(dtype), before_RN)
@@ -117,9 +117,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN=None) -> 
     return for_each_chunk(update, out_MN, num_rows, start_G, end_G)
 
 
-def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
-    """See `reference.scaled_matmul`."""
-    return matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN)
+scaled_matmul = matmul  # scales are one more operand
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:

@@ -28,9 +28,10 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype) -> jax.Array:
     return out_MN.astype(dtype)
 
 
-def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
+def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, *, dtype, **static) -> jax.Array:
     """`matmul` with int8 rhs, each column of a group's product times its scale."""
-    sum_MN = matmul(lhs_MK, rhs.astype(lhs_MK.dtype), start_G, end_G, transpose_rhs, accumulator(lhs_MK))
+    floats = rhs.astype(lhs_MK.dtype)
+    sum_MN = matmul(lhs_MK, floats, start_G, end_G, dtype=accumulator(lhs_MK), **static)
     return (sum_MN * spread(scale_GN, start_G, end_G, len(lhs_MK))).astype(dtype)
 
 

@@ -50,7 +50,7 @@ def refusal(function: str, lhs_MK, rhs, start_G, end_G, *scale, dtype, **others)
     return not_addressed(rhs)
 
 
-def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=None) -> jax.Array:
+def matmul(lhs_MK, rhs, start_G, end_G, *scales, transpose_rhs: bool, dtype) -> jax.Array:
     """See `reference.matmul`."""
     (M, K), G, N = lhs_MK.shape, rhs.shape[0], rhs.shape[1 if transpose_rhs else 2]
     problem = Problem(M, K, N, G, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)
@@ -59,7 +59,6 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=Non
     pieces = cut(start_G, end_G, M, tiles.height)
     num_pieces, tiles_n = len(pieces.start_V), pl.cdiv(N, tiles.width)
     band = (num_pieces, tiles_n, triton_tiles.span(tiles, chip))
-    scales = () if scale_GN is None else (scale_GN,)
     call = pl.pallas_call(
         functools.partial(_matmul_kernel, tiles=tiles, band=band, transpose_rhs=transpose_rhs),
         like(lhs_MK, (M, N), dtype),
@@ -70,9 +69,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype, scale_GN=Non
     return call(*pieces, lhs_MK, rhs, *scales)
 
 
-def scaled_matmul(lhs_MK, rhs, start_G, end_G, scale_GN, transpose_rhs, dtype) -> jax.Array:
-    """See `reference.scaled_matmul`."""
-    return matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs, dtype, scale_GN)
+scaled_matmul = matmul  # scales are one more operand
 
 
 def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
@@ -105,9 +102,9 @@ def cut(start_G, end_G, num_rows: int, height: int) -> Pieces:
     return Pieces(start_V, end_V, segment_V - 1)
 
 
-def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, *rest, tiles: Tiles, band, transpose_rhs: bool):
+def _matmul_kernel(*refs, tiles: Tiles, band, transpose_rhs: bool):
     """One tile of the result, of the rows of one piece; 8-bit matrices become floats in registers."""
-    *scales, out = rest
+    start_V, end_V, group_V, lhs, rhs, *scales, out = refs
     v, n = in_band(pl.program_id(0), *band)
     (_, K), (_, N) = lhs.shape, out.shape
     start, group = start_V[v], group_V[v]
@@ -131,8 +128,9 @@ def _matmul_kernel(start_V, end_V, group_V, lhs, rhs, *rest, tiles: Tiles, band,
         store(out, sum_mn, rows, columns)
 
 
-def _outer_kernel(group_P, start_G, end_G, lhs, rhs, out, *, tiles: Tiles, band):
+def _outer_kernel(*refs, tiles: Tiles, band):
     """One tile of one group's matrix."""
+    group_P, start_G, end_G, lhs, rhs, out = refs
     place, in_matrix = pl.program_id(0) // (band[0] * band[1]), pl.program_id(0) % (band[0] * band[1])
     k, n = in_band(in_matrix, *band)
     group = group_P[place]

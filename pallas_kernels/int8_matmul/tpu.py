@@ -52,8 +52,9 @@ def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:
     return call(lhs_MK, rhs_KN, scale_M[:, None], scale_N[None, :])
 
 
-def _kernel(lhs, rhs, scale_m1, scale_1n, out, sum_mn, *, K: int):
+def _kernel(*refs, K: int):
     """Add one block's products to a tile of the result; scale it after the last."""
+    lhs, rhs, scale_m1, scale_1n, out, sum_mn = refs
     step, last = pl.program_id(2), pl.num_programs(2) - 1
 
     @pl.when(step == 0)

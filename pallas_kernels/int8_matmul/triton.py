@@ -45,8 +45,9 @@ def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:
     return call(lhs_MK, rhs_KN, scale_M, scale_N)
 
 
-def _kernel(lhs, rhs, scale_M, scale_N, out, *, tiles: Tiles, band):
+def _kernel(*refs, tiles: Tiles, band):
     """One tile of the result."""
+    lhs, rhs, scale_M, scale_N, out = refs
     m, n = in_band(pl.program_id(0), *band)
     (M, K), N = lhs.shape, rhs.shape[1]
     rows, columns = block(m, tiles.height, M), block(n, tiles.width, N)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import grouped_matmul, grouped_outer, quantize_channels
+from pallas_kernels import grouped_matmul, grouped_outer
 from pallas_kernels.grouped_matmul import api, shapes, tpu_tiles, triton_tiles
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
 from tests.pallas_kernels import interpreters
@@ -34,7 +34,6 @@ all_checked = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED
 checked_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIGHTLY, ON_HOPPER))
 checked_loosely = pytest.mark.parametrize("implementation", (*COMPILED, "tpu", LOOSELY, ON_HOPPER))
 knowing_manual_axes = pytest.mark.parametrize("implementation", (*COMPILED, "tpu"))
-WITH_INT8 = tuple(name for name, module in api.IMPLEMENTATIONS.items() if hasattr(module, "scaled_matmul"))
 tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
 
 
@@ -188,33 +187,6 @@ def test_preferred_element_type(implementation):
     out_MN = jax.jit(op)(lhs_MK, rhs_GKN, size_G)
     assert out_MN.dtype == jnp.float32
     assert_close(out_MN, oracle_matmul(lhs_MK, rhs_GKN, size_G), terms=5)
-
-
-@pytest.mark.parametrize("implementation", WITH_INT8)
-@pytest.mark.parametrize("transpose_rhs", [False, pytest.param(True, marks=pytest.mark.nightly)])
-def test_int8_matrices(implementation, transpose_rhs):
-    """Value and gradients are those of the float matrices that the codes stand for."""
-    shape = shapes.TINY[0]
-    lhs_MK, rhs_GKN, cotangent_MN = draw(shape)
-    code_GKN, scale_GN = quantize_channels(rhs_GKN[:5])
-    held = (shapes.zipf(70, 8), 2, 5)
-    lhs_MK, cotangent_MN = poison(lhs_MK, *held), poison(cotangent_MN, *held)
-    rhs = jnp.swapaxes(code_GKN, 1, 2) if transpose_rhs else code_GKN
-
-    @jax.jit
-    def run(lhs_MK, scale_GN, cotangent_MN):
-        how = {"group_offset": 2, "transpose_rhs": transpose_rhs, "implementation": implementation}
-        op = lambda lhs_MK, scale_GN: grouped_matmul(lhs_MK, rhs, held[0], rhs_scale_GN=scale_GN, **how)
-        out_MN, backward = jax.vjp(op, lhs_MK, scale_GN)
-        return out_MN, *backward(cotangent_MN)
-
-    out_MN, dlhs_MK, dscale_GN = run(lhs_MK, scale_GN, cotangent_MN)
-    float_GKN = np.asarray(code_GKN, np.float64) * np.asarray(scale_GN, np.float64)[:, None, :]
-    assert_close(out_MN, oracle_matmul(lhs_MK, float_GKN, *held[:2]), shape.K)
-    assert_close(dlhs_MK, oracle_matmul(cotangent_MN, np.swapaxes(float_GKN, 1, 2), *held[:2]), shape.N)
-    drhs_GKN = oracle_outer(lhs_MK, cotangent_MN, *held)
-    dscale = np.sum(np.asarray(code_GKN, np.float64) * drhs_GKN, axis=1)
-    np.testing.assert_allclose(dscale_GN, dscale, rtol=1e-5, atol=1e-3)  # sums of hundreds times a code
 
 
 @interpreted_nightly

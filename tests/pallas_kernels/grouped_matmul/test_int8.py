@@ -1,18 +1,31 @@
-"""Grouped products with 8-bit matrices: by hand, what does not fit, memory, and compiled for accelerators."""
+"""Grouped products with 8-bit matrices: values, what does not fit, memory, compiled for accelerators."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import grouped_matmul
-from pallas_kernels.grouped_matmul import groups, shapes, tpu_tiles
-from tests.pallas_kernels import topologies
+from pallas_kernels import grouped_matmul, quantize_channels
+from pallas_kernels.grouped_matmul import groups, shapes, tpu_tiles, triton_tiles
+from pallas_kernels.grouped_matmul.api import IMPLEMENTATIONS
+from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
+from tests.pallas_kernels import interpreters, topologies
 
 DEEPSEEK = shapes.PUBLISHED[-1]
+WITH_INT8 = [name for name, module in IMPLEMENTATIONS.items() if hasattr(module, "scaled_matmul")]
 night = pytest.param(shapes.PUBLISHED[0], marks=pytest.mark.nightly, id="mixtral")
 published = pytest.mark.parametrize("shape", [pytest.param(DEEPSEEK, id="deepseek"), night])
 both_ways = pytest.mark.parametrize("transpose_rhs", [False, pytest.param(True, marks=pytest.mark.nightly)])
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    """Run the kernels of accelerators here, in small tiles."""
+    small = lambda op, of, chip: tpu_tiles.Tiles(min(of.M, 16), min(of.K, 128), min(of.N, 128))
+    monkeypatch.setattr(tpu_tiles, "choose", small)
+    monkeypatch.setattr(triton_tiles, "choose", lambda *_: triton_tiles.Tiles(16, 16, 16, warps=4, stages=2))
+    with interpreters.pallas_calls():
+        yield
 
 
 def test_three_rows_two_groups_by_hand():
@@ -24,6 +37,33 @@ def test_three_rows_two_groups_by_hand():
     np.testing.assert_array_equal(out_MN, [[30.0], [-5.0], [0.0]])
     np.testing.assert_array_equal(dlhs_MK, [[30.0], [-2.5], [0.0]])
     np.testing.assert_array_equal(dscale_GN, [[3.0], [-10.0]])  # sum of row * code
+
+
+@pytest.mark.parametrize("implementation", WITH_INT8)
+@both_ways
+def test_equals_the_oracle(interpreter, implementation, transpose_rhs):
+    """Value and gradients are those of the float matrices that the codes stand for."""
+    shape = shapes.TINY[0]
+    lhs_MK, rhs_GKN, cotangent_MN = draw(shape)
+    code_GKN, scale_GN = quantize_channels(rhs_GKN[:5])
+    held = (shapes.zipf(70, 8), 2, 5)
+    lhs_MK, cotangent_MN = poison(lhs_MK, *held), poison(cotangent_MN, *held)
+    rhs = jnp.swapaxes(code_GKN, 1, 2) if transpose_rhs else code_GKN
+
+    @jax.jit
+    def run(lhs_MK, scale_GN, cotangent_MN):
+        how = {"group_offset": 2, "transpose_rhs": transpose_rhs, "implementation": implementation}
+        op = lambda lhs_MK, scale_GN: grouped_matmul(lhs_MK, rhs, held[0], rhs_scale_GN=scale_GN, **how)
+        out_MN, backward = jax.vjp(op, lhs_MK, scale_GN)
+        return out_MN, *backward(cotangent_MN)
+
+    out_MN, dlhs_MK, dscale_GN = run(lhs_MK, scale_GN, cotangent_MN)
+    float_GKN = np.asarray(code_GKN, np.float64) * np.asarray(scale_GN, np.float64)[:, None, :]
+    assert_close(out_MN, oracle_matmul(lhs_MK, float_GKN, *held[:2]), shape.K)
+    assert_close(dlhs_MK, oracle_matmul(cotangent_MN, np.swapaxes(float_GKN, 1, 2), *held[:2]), shape.N)
+    drhs_GKN = oracle_outer(lhs_MK, cotangent_MN, *held)
+    dscale = np.sum(np.asarray(code_GKN, np.float64) * drhs_GKN, axis=1)
+    np.testing.assert_allclose(dscale_GN, dscale, rtol=1e-5, atol=1e-3)  # sums of hundreds times a code
 
 
 def test_spread_by_hand():

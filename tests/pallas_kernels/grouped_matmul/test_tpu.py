@@ -107,7 +107,7 @@ def test_no_width_is_a_multiple_of_its_tile(two_cores, product):
         out, expected = run(lhs_MK, cotangent_MN, *bounds(size_G)), oracle_outer(lhs_MK, cotangent_MN, size_G)
     else:
         transposed = product == "transposed"
-        run = jax.jit(lambda *operands: tpu.matmul(*operands, transposed, jnp.float32))
+        run = jax.jit(lambda *operands: tpu.matmul(*operands, transpose_rhs=transposed, dtype=jnp.float32))
         rhs = jnp.swapaxes(rhs_GKN, 1, 2) if transposed else rhs_GKN
         out, expected = run(lhs_MK, rhs, *bounds(size_G)), oracle_matmul(lhs_MK, rhs_GKN, size_G)
     assert_close(out, expected, terms=300)

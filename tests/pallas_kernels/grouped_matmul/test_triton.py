@@ -67,7 +67,8 @@ def test_rows_of_nobody_are_zero_and_not_read(interpreter):
     held = ([9, 20, 0, 30, 1, 15, 0, 0], 2, 3)
     start_G, end_G = (x[:3] for x in bounds(*held[:2]))
     lhs_MK, right_MN = poison(lhs_MK, *held), poison(right_MN, *held)
-    out_MN = triton.matmul(lhs_MK, rhs_GKN[:3], start_G, end_G, False, jnp.float32)
+    how = {"transpose_rhs": False, "dtype": jnp.float32}
+    out_MN = triton.matmul(lhs_MK, rhs_GKN[:3], start_G, end_G, **how)
     assert_close(out_MN, oracle_matmul(lhs_MK, rhs_GKN[:3], *held[:2]), TINY[0].K)
     out_GKN = triton.outer(lhs_MK, right_MN, start_G, end_G, jnp.float32)
     assert_close(out_GKN, oracle_outer(lhs_MK, right_MN, *held), TINY[0].M)
@@ -85,7 +86,8 @@ def test_any_tiles(data):
     shape = GroupedShape("any", M, K, N, G)
     with interpreters.pallas_calls(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_tiles, "choose", lambda *_: tiles)
-        matmul = jax.jit(lambda *args: triton.matmul(*args, transpose_rhs, jnp.float32))
+        how = {"transpose_rhs": transpose_rhs, "dtype": jnp.float32}
+        matmul = jax.jit(lambda *args: triton.matmul(*args, **how))
         outer = jax.jit(lambda *args: triton.outer(*args, jnp.float32))
         for seed in range(50):
             size_G = rng.multinomial(rng.integers(0, M + 1), rng.dirichlet(np.full(G, 0.5))).astype(np.int32)
