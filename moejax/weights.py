@@ -1,4 +1,4 @@
-"""The two verbs through which a layer touches a weight.
+"""The verbs through which a layer touches a weight.
 
 Layers never call `jnp.einsum` on a parameter: here the stored layout becomes the used one and the
 parameter takes the activations' dtype, at one visible line.
@@ -7,7 +7,7 @@ parameter takes the activations' dtype, at one visible line.
 import jax.numpy as jnp
 
 from moejax import sharding
-from pallas_kernels import grouped_matmul
+from pallas_kernels import grouped_matmul, grouped_mlp
 
 
 def einsum(eq: str, x, w):
@@ -19,3 +19,9 @@ def einsum(eq: str, x, w):
 def grouped(rows_RD, w_EDF, size_E):
     """Each group of rows times its expert's matrix; rows past the last group come out zero."""
     return grouped_matmul(rows_RD, w_EDF.astype(rows_RD.dtype), size_E)
+
+
+def gated_mlp(rows_RD, gate_EDF, up_EDF, down_EFD, size_E, activation: str):
+    """Each group of rows through its expert's gated network; rows past the last group come out zero."""
+    used = (w.astype(rows_RD.dtype) for w in (gate_EDF, up_EDF, down_EFD))
+    return grouped_mlp(rows_RD, *used, size_E, activation=activation)

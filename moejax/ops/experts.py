@@ -57,21 +57,13 @@ def bank_specs(m, num_experts: int, hidden: int, used: float, gated: bool = True
 
 def gated_experts(p, rows_RD, size_E, activation: str = "silu"):
     """Gated linear units (Shazeer 2020, arXiv 2002.05202) over rows sorted by expert; others are zero."""
-    gate_RF = weights.grouped(rows_RD, p["gate"], size_E)
-    up_RF = weights.grouped(rows_RD, p["up"], size_E)
-    return gated_down(gate_RF, up_RF, p["down"], size_E, activation)
+    return weights.gated_mlp(rows_RD, p["gate"], p["up"], p["down"], size_E, activation)
 
 
 def plain_experts(p, rows_RD, size_E, activation: str = "silu"):
     """Two-layer experts over rows sorted by expert: activation(x W_up) W_down; others are zero."""
     up_RF = weights.grouped(rows_RD, p["up"], size_E)
     return weights.grouped(ACTIVATIONS[activation](up_RF), p["down"], size_E)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=4)
-def gated_down(gate_RF, up_RF, down_EFD, size_E, activation: str):
-    """(activation(gate) * up) W_down; its backward pass computes the product again instead of keeping it."""
-    return weights.grouped(gated(gate_RF, up_RF, activation), down_EFD, size_E)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)

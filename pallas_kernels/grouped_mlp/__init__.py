@@ -1,0 +1,1 @@
+"""Gated linear units over sorted row groups, each group with its own pair of matrices."""
