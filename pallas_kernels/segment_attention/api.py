@@ -13,10 +13,10 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import implementations
-from pallas_kernels.segment_attention import cpu, reference, tpu
+from pallas_kernels.segment_attention import cpu, gpu, reference, tpu, triton
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
-IMPLEMENTATIONS = {"tpu": tpu, "xla_chunks": cpu, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "hopper": gpu, "triton": triton, "xla_chunks": cpu, "reference": reference}
 
 
 def segment_attention(

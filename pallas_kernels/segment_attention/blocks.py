@@ -1,4 +1,4 @@
-"""Which blocks of keys the queries of a block see, found once per call from the segments, outside the kernels.
+"""Which blocks of keys the queries of a block see, found from the segments before the kernels run.
 
 Positions are cut into blocks. A pair of a query block and a key block is one of three:
 

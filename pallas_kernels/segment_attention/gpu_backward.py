@@ -41,7 +41,7 @@ def queries(
     how: Tiles,
 ):
     """d_q_BTHA; lse is in units of the logarithm of 2, and 0 for padding."""
-    (B, T, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
+    (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, (keys, stages) = q_BTHA.dtype, P // TILE, how
     unit = scale * parts.LOG2_E
 
@@ -181,7 +181,7 @@ def keys(
     how: Tiles,
 ):
     """(d_k_BTGA, d_v_BTGC); lse is in units of the logarithm of 2, and 0 for padding."""
-    (B, T, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
+    (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, heads, (queries, stages) = q_BTHA.dtype, P // TILE, H // G, how
     unit = scale * parts.LOG2_E
 

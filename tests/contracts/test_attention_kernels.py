@@ -12,18 +12,22 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import segment_attention, segment_attention_with_lse
-from pallas_kernels.segment_attention import api, shapes, tpu_blocks
+from pallas_kernels.segment_attention import api, shapes, tpu_blocks, triton
 from pallas_kernels.segment_attention.shapes import AttentionShape
 from pallas_kernels.testing import assert_attention_close, draw_attention, oracle_attention
 from tests.pallas_kernels import interpreters
 
-# jax interprets these step by step; for every change they run what tells most
+# jax interprets these step by step; for every change they run what tells most. Hopper's kernels, for wide
+# heads alone, are in tests/pallas_kernels/segment_attention/test_gpu.py.
 COMPILED = ("xla_chunks", "reference")
-INTERPRETED = tuple(name for name in api.IMPLEMENTATIONS if name not in COMPILED)
+INTERPRETED = tuple(name for name in api.IMPLEMENTATIONS if name not in (*COMPILED, "hopper"))
 NIGHTLY = tuple(pytest.param(name, marks=pytest.mark.nightly) for name in ("reference", *INTERPRETED))
 implementations = pytest.mark.parametrize("implementation", (*COMPILED, *INTERPRETED))
 others_nightly = pytest.mark.parametrize("implementation", ("xla_chunks", *NIGHTLY))
 tiny_shapes = pytest.mark.parametrize("shape", shapes.TINY, ids=lambda shape: shape.name)
+
+# jax means to give up this form of Pallas one day; until then it is the one that every NVIDIA GPU has
+pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 
 SHORT = AttentionShape("short", B=2, T=21, H=4, G=2, A=4)
 
@@ -33,6 +37,7 @@ def interpreter():
     """Run the kernels of accelerators here, in many small blocks; what is unset is NaN."""
     with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls():
         patch.setattr(tpu_blocks, "choose", lambda *_: tpu_blocks.Blocks(queries=16, keys=32))
+        patch.setattr(triton, "choose", lambda *_: triton.Tiles(queries=16, keys=32, warps=4, stages=1))
         yield
 
 
@@ -108,7 +113,7 @@ def test_groups_and_windows(implementation, H, G, window):
     check(implementation, shape, packed_rows(shape), scale=0.7)
 
 
-@implementations
+@others_nightly
 def test_bfloat16_accumulates_in_float32(implementation):
     shape = AttentionShape("bfloat16", B=1, T=40, H=2, G=1, A=64, window=25)
     check(implementation, shape, packed_rows(shape, mean=30), jnp.bfloat16)
@@ -132,7 +137,7 @@ def any_segments(rng: np.random.Generator, shape) -> np.ndarray:
 
 
 @others_nightly
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), window=st.sampled_from([None, 1, 5]))
 def test_any_segments(implementation, seed, window):
     shape = AttentionShape("short", B=2, T=21, H=4, G=2, A=4, window=window)

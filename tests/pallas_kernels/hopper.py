@@ -1,4 +1,4 @@
-"""A Hopper GPU that is not here: runs Mosaic-GPU kernels on CPU, as asynchronously as the chip is allowed to be.
+"""A Hopper GPU that is not here: runs Mosaic-GPU kernels on CPU, as asynchronously as the chip may.
 
 jax's own interpreter of these kernels does products and copies at once. Here they are as late as they can
 be, and a copy spoils its destination when it is issued, so that a missing wait changes the result or raises:
@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 import threading
 
 import jax
@@ -52,6 +51,49 @@ def kernel(body, *, out_type, **settings):
         return jax.tree.unflatten(jax.tree.structure(out_type), found)
 
     return call
+
+
+# what kernels compute most, and jax would compile for every shape and type
+ELEMENTWISE = {
+    "exp2": np.exp2,
+    "log2": np.log2,
+    "neg": np.negative,
+    "not": np.invert,
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "max": np.maximum,
+    "min": np.minimum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "convert_element_type": np.asarray,  # the type comes from the result
+    "select_n": lambda which, no, yes: np.where(which, yes, no),
+}
+
+
+def _broadcast(x, *, shape, broadcast_dimensions, **_):
+    """The words of `lax.broadcast_in_dim`."""
+    x = np.asarray(x)
+    kept = dict(zip(broadcast_dimensions, x.shape, strict=True))
+    return np.broadcast_to(x.reshape([kept.get(dim, 1) for dim in range(len(shape))]), shape)
+
+
+def _iota(*, shape, dimension, **_):
+    return _broadcast(np.arange(shape[dimension]), shape=shape, broadcast_dimensions=(dimension,))
+
+
+WHOLE = {
+    "broadcast_in_dim": _broadcast,
+    "iota": _iota,
+    "reduce_max": lambda x, *, axes, **_: np.max(x, axis=axes),
+    "reduce_sum": lambda x, *, axes, **_: np.sum(x, axis=axes),
+}
 
 
 def _find(jaxpr, name: str) -> list:
@@ -195,7 +237,7 @@ class Block:
         try:
             group.interpret(jaxpr, refs)
             assert not group.products and not group.copies, "a warp group ends before what it has begun"
-        except BaseException as error:  # noqa: BLE001 - raised again where the block was started
+        except BaseException as error:  # raised again where the block was started
             with self.changed:
                 self.failed = self.failed or error
                 self.changed.notify_all()
@@ -243,6 +285,12 @@ class WarpGroup:
         if special:
             return special(eqn.params, eqn, *values)
         assert not any(isinstance(value, View) for value in values), eqn.primitive
+        name, dtype = eqn.primitive.name, getattr(eqn.outvars[0].aval, "dtype", None)
+        with np.errstate(all="ignore"):
+            if name in ELEMENTWISE:
+                return np.asarray(ELEMENTWISE[name](*values), dtype)
+            if name in WHOLE:
+                return np.asarray(WHOLE[name](*values, **eqn.params), dtype)
         return eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
 
     # control
@@ -272,7 +320,7 @@ class WarpGroup:
 
     def _axis_index(self, params, eqn):
         name = params["axis_name"]
-        return jnp.int32(self.who if name == self.block.mesh.thread_name else self.block.place[name])
+        return np.int32(self.who if name == self.block.mesh.thread_name else self.block.place[name])
 
     # memory
 
@@ -304,12 +352,10 @@ class WarpGroup:
         refs = [value if isinstance(value, View) else make(value) for value in values]
         self.interpret(params["jaxpr"], refs)
         self._finish(0)
-        return [
-            v if isinstance(v, View) else jnp.asarray(r.read()) for v, r in zip(values, refs, strict=True)
-        ]
+        return [v if isinstance(v, View) else r.read() for v, r in zip(values, refs, strict=True)]
 
     def _get(self, params, eqn, ref, *leaves):
-        return jnp.asarray(ref.through(jax.tree.unflatten(params["tree"], leaves)).read())
+        return ref.through(jax.tree.unflatten(params["tree"], leaves)).read()
 
     _load = _get
 
@@ -318,7 +364,7 @@ class WarpGroup:
         before = view.read()
         view.write(value)
         view.buffer.uncommitted_by.add(self.who)
-        return jnp.asarray(before)
+        return before
 
     def _layout_cast(self, params, eqn, value):
         return value
@@ -367,7 +413,7 @@ class WarpGroup:
             self._finish(params["wait_n"])
         in_flight = any(product.total is total.buffer for product in self.products)
         assert not in_flight, "the sum of a product that has not been waited for"
-        return jnp.asarray(total.read())
+        return total.read()
 
     def _barrier_of(self, params, barrier, leaves, name="transforms_treedef") -> Barrier:
         return barrier.through(jax.tree.unflatten(params[name], leaves)).barrier()
