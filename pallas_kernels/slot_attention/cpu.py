@@ -61,11 +61,13 @@ class Cache(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Queries and where they stand."""
+    """Queries, where they stand and how they look."""
 
     q_NHA: jax.Array
     slot_N: jax.Array
     position_N: jax.Array
+    window: int | None
+    scale: float
 
 
 class Kind(NamedTuple):
@@ -80,32 +82,33 @@ def refusal(function, *operands, **static) -> None:
     """It serves everything."""
 
 
-def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *, window, scale) -> jax.Array:
+def attend(*operands, window, scale) -> jax.Array:
     """See `reference.attend`."""
+    q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ = operands
     cache, N = Cache(page_k_PGSA, page_v_PGSA, page_table_QJ), len(slot_N)
-    rows = Rows(q_NHA, slot_N.astype(jnp.int32), position_N.astype(jnp.int32))
+    rows = Rows(q_NHA, slot_N.astype(jnp.int32), position_N.astype(jnp.int32), window, scale)
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_k_PGSA.shape[2])
     first_N, count_N = stretches(rows.slot_N, rows.position_N, live_N, TILE_ROWS)
     lone_N = live_N & (count_N <= FEW_ROWS)
     kind = Kind(1, min(LONE_AT_ONCE, N), N)
-    o_XHA, place_N = _attend_tiles(rows, cache, lone_N.astype(jnp.int32), kind, window, scale)
+    o_XHA, place_N = _attend_tiles(rows, cache, lone_N.astype(jnp.int32), kind)
     if N > FEW_ROWS:
         row_N = jnp.arange(N, dtype=jnp.int32)
         size_N = jnp.where((first_N == row_N) & ~lone_N, count_N, 0)
         kind = Kind(TILE_ROWS, TILES_AT_ONCE, N // (FEW_ROWS + 1))
-        more_XHA, tile_N = _attend_tiles(rows, cache, size_N, kind, window, scale)
+        more_XHA, tile_N = _attend_tiles(rows, cache, size_N, kind)
         place_in_more_N = len(o_XHA) + tile_N[first_N] * TILE_ROWS + row_N - first_N
         o_XHA, place_N = jnp.concatenate([o_XHA, more_XHA]), jnp.where(lone_N, place_N, place_in_more_N)
     return jnp.where(live_N[:, None, None], o_XHA.at[place_N].get(mode="clip"), 0).astype(q_NHA.dtype)
 
 
-def _attend_tiles(rows: Rows, cache: Cache, size_N, kind: Kind, window, scale):
+def _attend_tiles(rows: Rows, cache: Cache, size_N, kind: Kind):
     """The results of the tiles that begin at the rows where there is a size, longest first.
 
     Returns:
       (o_XHA, `kind.rows` rows per tile; place_N: the place among the tiles of the one that begins at a row).
     """
-    first_block_N, end_block_N = _seen_blocks(rows.position_N, size_N, cache.block_keys, window)
+    first_block_N, end_block_N = _seen_blocks(rows.position_N, size_N, cache.block_keys, rows.window)
     order_N = jnp.argsort(jnp.where(size_N > 0, first_block_N - end_block_N, 1))
     chunks = -(-kind.most // kind.at_once)
     padding = max(chunks * kind.at_once - len(order_N), 0)
@@ -115,7 +118,7 @@ def _attend_tiles(rows: Rows, cache: Cache, size_N, kind: Kind, window, scale):
         chunk, o_XHA = carry
         at = chunk * kind.at_once
         tile_W, size_W = (lax.dynamic_slice_in_dim(x, at, kind.at_once) for x in (tile_U, size_U))
-        o_WTHA = _attend_chunk(rows, cache, tile_W, size_W, kind.rows, window, scale)
+        o_WTHA = _attend_chunk(rows, cache, tile_W, size_W, kind.rows)
         o_RHA = o_WTHA.reshape(-1, *o_WTHA.shape[2:])
         return chunk + 1, lax.dynamic_update_slice_in_dim(o_XHA, o_RHA, at * kind.rows, 0)
 
@@ -133,19 +136,19 @@ def _seen_blocks(position, size, block_keys: int, window: int | None):
     return first_key // block_keys + jnp.zeros_like(position), (position + size - 1) // block_keys + 1
 
 
-def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int, window, scale) -> jax.Array:
+def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int) -> jax.Array:
     """The results of tiles that begin at rows `tile_W`; rows past a tile's size give anything finite."""
     (_, H, A), G, K = rows.q_NHA.shape, cache.k_PGSA.shape[1], cache.block_keys
     W, T, R = len(tile_W), most_rows, H // G
     slot_W, position_W = rows.slot_N[tile_W], rows.position_N[tile_W]
-    first_W, end_W = _seen_blocks(position_W, size_W, K, window)
+    first_W, end_W = _seen_blocks(position_W, size_W, K, rows.window)
     end_W = jnp.where(size_W > 0, end_W, first_W)
     q_WTHA = (
         rows.q_NHA.at[tile_W[:, None] + jnp.arange(T)[None, :]]
         .get(mode="clip")
         .astype(accumulator(rows.q_NHA))
     )
-    q_WGMA = jnp.swapaxes((q_WTHA * scale).reshape(W, T, G, R, A), 1, 2).reshape(W, G, T * R, A)
+    q_WGMA = jnp.swapaxes((q_WTHA * rows.scale).reshape(W, T, G, R, A), 1, 2).reshape(W, G, T * R, A)
     more = -(T * R) % ROW_MULTIPLE
     q_WGMA = jnp.pad(q_WGMA, ((0, 0), (0, 0), (0, more), (0, 0)))
     row_M = jnp.minimum(jnp.arange(T * R + more) // R, T - 1)
@@ -155,7 +158,9 @@ def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int, wind
         step, top_WGM1, sum_WGM1, o_WGMA = carry
         block_W = jnp.minimum(first_W + step, end_W)
         key_WK = block_W[:, None] * K + jnp.arange(K)[None, :]
-        seen_WMK = visible(key_WK[:, None], position_WM1, window) & (first_W + step < end_W)[:, None, None]
+        seen_WMK = (
+            visible(key_WK[:, None], position_WM1, rows.window) & (first_W + step < end_W)[:, None, None]
+        )
         k_WGKA, v_WGKA = (cache.block(x, slot_W, block_W) for x in (cache.k_PGSA, cache.v_PGSA))
         v_WGKA = jnp.where(jnp.any(seen_WMK, axis=1)[:, None, :, None], v_WGKA, 0)
         v_WGKA = jnp.pad(v_WGKA, ((0, 0), (0, 0), (0, 0), (0, -A % WIDTH_MULTIPLE)))

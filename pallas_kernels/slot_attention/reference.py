@@ -12,8 +12,9 @@ def refusal(function, *operands, **static) -> None:
     """It serves everything."""
 
 
-def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *, window, scale) -> jax.Array:
+def attend(*operands, window, scale) -> jax.Array:
     """o[n] = softmax(scale q[n] k^T) v over the visible positions of its slot; zero where inactive."""
+    q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ = operands
     (N, H, A), (P, G, S, _) = q_NHA.shape, page_k_PGSA.shape
     accum = accumulator(q_NHA)
     live_N = live_rows(slot_N, position_N, page_table_QJ, S)

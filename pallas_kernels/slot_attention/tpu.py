@@ -40,7 +40,7 @@ MOST_SCALARS = 192 * 1024  # 4 bytes each, in 1 MiB of SMEM
 
 
 class Sizes(NamedTuple):
-    """Lengths that the kernel is made for."""
+    """What the kernel is made for."""
 
     G: int
     R: int  # query heads of a key head, padded
@@ -49,6 +49,9 @@ class Sizes(NamedTuple):
     K: int  # keys of a block
     T: int  # rows of a tile, at most
     J: int
+    window: int | None = None
+    scale: float = 1.0
+    dtype: jnp.dtype = jnp.float32  # of the products
 
 
 def sizes(q_NHA, page_PGSA, page_table_QJ) -> Sizes:
@@ -67,10 +70,9 @@ def vmem(of: Sizes, itemsize: int) -> int:
     return blocks + queries * (4 * lanes + 2 * LANES) + spilled + 4 * 2**20
 
 
-def refusal(
-    function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static
-) -> str | None:
+def refusal(function, *operands, **static) -> str | None:
     """Why these operands cannot be served, or None."""
+    q_NHA, page_k_PGSA, page_v_PGSA, slot_N, _, page_table_QJ = operands
     for x in (q_NHA, page_k_PGSA, page_v_PGSA):
         if jnp.dtype(x.dtype) not in DTYPES:
             return f"it multiplies {' and '.join(dtype.name for dtype in DTYPES)}, not {x.dtype.name}"
@@ -89,8 +91,9 @@ def refusal(
     return None
 
 
-def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *, window, scale) -> jax.Array:
+def attend(*operands, window, scale) -> jax.Array:
     """See `reference.attend`."""
+    q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ = operands
     of, (N, H, A) = sizes(q_NHA, page_k_PGSA, page_table_QJ), q_NHA.shape
     live_N = live_rows(slot_N, position_N, page_table_QJ, of.S)
     tiles, count = tiles_of(slot_N, position_N, live_N, of.T)
@@ -99,7 +102,7 @@ def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *
     q_NGRA = jnp.pad(q_NGRA, ((0, 0), (0, 0), (0, of.R - H // of.G), (0, 0)))
     wide = jnp.promote_types(q_NHA.dtype, page_k_PGSA.dtype)
     call = pl.pallas_call(
-        functools.partial(_kernel, of=of, window=window, scale=scale, dtype=wide),
+        functools.partial(_kernel, of=of._replace(window=window, scale=scale, dtype=wide)),
         like(q_NHA, q_NGRA.shape, jnp.float32),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(tiles) + 2,
@@ -169,9 +172,9 @@ def _for_rows(refs: _Refs, tile, act) -> None:
         act(refs.tiles.first_V[tile] + i, i)
 
 
-def _block_copies(refs: _Refs, of: Sizes, tile, block, buffer, window, act) -> None:
+def _block_copies(refs: _Refs, of: Sizes, tile, block, buffer, act) -> None:
     """Let `act` start or await the copies of a block's visible pages."""
-    first, end = _seen_keys(refs.tiles, tile, window)
+    first, end = _seen_keys(refs.tiles, tile, of.window)
     block_pages = of.K // of.S
     first_page = jnp.maximum(block * block_pages, first // of.S)
     end_page = jnp.minimum((block + 1) * block_pages, (end - 1) // of.S + 1)
@@ -184,18 +187,17 @@ def _block_copies(refs: _Refs, of: Sizes, tile, block, buffer, window, act) -> N
             act(pltpu.make_async_copy(pages.at[number], held.at[buffer, :, at], refs.block_done.at[buffer]))
 
 
-def _kernel(*flat, of: Sizes, window, scale, dtype):
+def _kernel(*flat, of: Sizes):
     """Tile after tile."""
     refs = _Refs(Tiles(*flat[:4]), *flat[4:])
     refs.turn[0] = 0
-    tile_step = functools.partial(_tile, refs, of, window=window, scale=scale, dtype=dtype)
-    pl.loop(0, refs.num_tiles[0])(tile_step)
+    pl.loop(0, refs.num_tiles[0])(functools.partial(_tile, refs, of))
 
 
-def _tile(refs: _Refs, of: Sizes, tile, *, window, scale, dtype) -> None:
+def _tile(refs: _Refs, of: Sizes, tile) -> None:
     """One tile: its rows against the blocks that they see."""
     last = refs.num_tiles[0] - 1
-    count, (first, end) = refs.tiles.count_V[tile], _seen_keys(refs.tiles, tile, window)
+    count, (first, end) = refs.tiles.count_V[tile], _seen_keys(refs.tiles, tile, of.window)
     start, wait = (lambda copy: copy.start()), (lambda copy: copy.wait())
 
     def q_copies(tile, act):
@@ -207,7 +209,7 @@ def _tile(refs: _Refs, of: Sizes, tile, *, window, scale, dtype) -> None:
     @pl.when(tile == 0)
     def _():
         q_copies(tile, start)
-        _block_copies(refs, of, tile, first // of.K, 0, window, start)
+        _block_copies(refs, of, tile, first // of.K, 0, start)
 
     q_copies(tile, wait)
 
@@ -226,18 +228,16 @@ def _tile(refs: _Refs, of: Sizes, tile, *, window, scale, dtype) -> None:
         refs.turn[0] = 1 - buffer
         ends = block + 1 == end_block
         following = jnp.minimum(jnp.where(ends, tile + 1, tile), last)
-        first_of_following = _seen_keys(refs.tiles, following, window)[0] // of.K
+        first_of_following = _seen_keys(refs.tiles, following, of.window)[0] // of.K
 
         @pl.when(~ends | (tile < last))
         def _():
             next_block = jnp.where(ends, first_of_following, block + 1)
-            _block_copies(refs, of, following, next_block, 1 - buffer, window, start)
+            _block_copies(refs, of, following, next_block, 1 - buffer, start)
 
-        _block_copies(refs, of, tile, block, buffer, window, wait)
+        _block_copies(refs, of, tile, block, buffer, wait)
         _forget_unseen(refs.v_buffer.at[buffer], first - block * of.K, end - block * of.K)
-        add = functools.partial(
-            _add_block, refs, of, tile, block, buffer, window=window, scale=scale, dtype=dtype
-        )
+        add = functools.partial(_add_block, refs, of, tile, block, buffer)
         pl.when(count == 1)(lambda: add(1))
         pl.when(count > 1)(lambda: add(of.T))
 
@@ -261,26 +261,26 @@ def _forget_unseen(v_GKA, first, end) -> None:
             v_GKA[g] = jnp.where(seen_KA, v_GKA[g], jnp.zeros_like(v_GKA[g]))
 
 
-def _add_block(refs: _Refs, of: Sizes, tile, block, buffer, rows: int, *, window, scale, dtype) -> None:
+def _add_block(refs: _Refs, of: Sizes, tile, block, buffer, rows: int) -> None:
     """Add a block to the running softmax of a tile's first `rows` rows."""
     M = rows * of.R
-    exact = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    exact = lax.Precision.HIGHEST if of.dtype == jnp.float32 else None
     dot = lambda x, y, dim: lax.dot_general(
         x, y, (((1,), (dim,)), ((), ())), precision=exact, preferred_element_type=jnp.float32
     )
     row = jnp.minimum(lax.broadcasted_iota(jnp.int32, (M, of.K), 0) // of.R, refs.tiles.count_V[tile] - 1)
     key = block * of.K + lax.broadcasted_iota(jnp.int32, (M, of.K), 1)
-    seen_MK = visible(key, refs.tiles.position_V[tile] + row, window)
+    seen_MK = visible(key, refs.tiles.position_V[tile] + row, of.window)
     for g in range(of.G):
-        q_MA = refs.q_buffer[tile % 2, :rows, g].reshape(M, of.A).astype(dtype)
-        score_MK = dot(q_MA, refs.k_buffer[buffer, g].astype(dtype), 1) * scale
+        q_MA = refs.q_buffer[tile % 2, :rows, g].reshape(M, of.A).astype(of.dtype)
+        score_MK = dot(q_MA, refs.k_buffer[buffer, g].astype(of.dtype), 1) * of.scale
         score_MK = jnp.where(seen_MK, score_MK, LEAST)
         top_M1, sum_M1 = refs.top[g, :M][:, :1], refs.sum[g, :M][:, :1]
         new_M1 = jnp.maximum(top_M1, jnp.max(score_MK, axis=1, keepdims=True))
         weight_MK = jnp.where(seen_MK, jnp.exp(score_MK - new_M1), 0.0)
         kept_M1 = jnp.exp(top_M1 - new_M1)
         sum_M1 = sum_M1 * kept_M1 + jnp.sum(weight_MK, axis=1, keepdims=True)
-        v_KA = refs.v_buffer[buffer, g].astype(dtype)
-        refs.acc[g, :M] = refs.acc[g, :M] * kept_M1 + dot(weight_MK.astype(dtype), v_KA, 0)
+        v_KA = refs.v_buffer[buffer, g].astype(of.dtype)
+        refs.acc[g, :M] = refs.acc[g, :M] * kept_M1 + dot(weight_MK.astype(of.dtype), v_KA, 0)
         refs.top[g, :M] = jnp.broadcast_to(new_M1, (M, LANES))
         refs.sum[g, :M] = jnp.broadcast_to(sum_M1, (M, LANES))

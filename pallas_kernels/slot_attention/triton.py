@@ -51,10 +51,9 @@ def sizes(q_NHA, page_PGSA) -> Sizes:
     return Sizes(H // G, R, max(TILE_QUERIES // R, 1), A, padded_A, BLOCK_KEYS[itemsize])
 
 
-def refusal(
-    function, q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, **static
-) -> str | None:
+def refusal(function, *operands, **static) -> str | None:
     """Why these operands cannot be served, or None."""
+    q_NHA, page_k_PGSA, page_v_PGSA, *_ = operands
     for x in (q_NHA, page_k_PGSA, page_v_PGSA):
         if jnp.dtype(x.dtype) not in DTYPES:
             return f"it multiplies {', '.join(dtype.name for dtype in DTYPES)}, not {x.dtype.name}"
@@ -65,8 +64,9 @@ def refusal(
     return None
 
 
-def attend(q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ, *, window, scale) -> jax.Array:
+def attend(*operands, window, scale) -> jax.Array:
     """See `reference.attend`."""
+    q_NHA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ = operands
     of, (N, G) = sizes(q_NHA, page_k_PGSA), (len(slot_N), page_k_PGSA.shape[1])
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_k_PGSA.shape[2])
     tiles, _ = tiles_of(slot_N, position_N, live_N, of.T)

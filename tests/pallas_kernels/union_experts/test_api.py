@@ -220,12 +220,13 @@ def test_half_of_the_experts_are_half_of_the_bytes(active):
     """What the loop of plain operations reads: every expert of the union once."""
     read = []
 
-    def counted(x_ND, weight_NE, expert, wide, down_EFD, activation, one=cpu.one_expert):
+    def counted(*args, one=cpu.one_expert):
+        _, _, expert, wide, down_EFD, _ = args
         of_expert = [jax.lax.dynamic_index_in_dim(m, expert, keepdims=False) for m in (*wide, down_EFD)]
         jax.debug.callback(
             lambda e: read.append((int(e), sum(m.size * m.dtype.itemsize for m in of_expert))), expert
         )
-        return one(x_ND, weight_NE, expert, wide, down_EFD, activation)
+        return one(*args)
 
     active_NE = np.zeros((PLAIN.N, PLAIN.E), bool)
     active_NE[np.arange(PLAIN.N)[:, None], np.arange(active)[None] // 2 * 2 % PLAIN.E] = True
