@@ -9,7 +9,7 @@ Scores are held as [keys, queries]: largest and sum of a query are then rows of 
 scale results that are held as [width, queries] without any transpose until the walk's end.
 
 Letters: B rows, T positions in whole blocks, G key/value heads, h query heads of each, Q queries and K keys
-of a block, R = h Q rows of a product, N blocks, A and C widths.
+of a block, R = h Q rows of a product, P keys that are worked on at once, N blocks, A and C widths.
 """
 
 import functools
@@ -176,7 +176,7 @@ def _walk(kernel, of: _Shape, segment_BT, operands, outs, sums, back: bool = Fal
     real_BT = segment_BT > 0
     walks = (key_walks if back else query_walks)(segment_BT, Q, K, of.window)
     B, num_own, _ = walks.shape
-    longest = of.blocks.longest_walk_back(T, of.window) if back else of.blocks.longest_walk(T, of.window)
+    longest = max((of.blocks.walks_back if back else of.blocks.walks)(T, of.window))
 
     def other(b, n, s, walks):
         """The block that is visited; beyond the walk's end the last one, which is there already."""
@@ -210,18 +210,23 @@ def _walk(kernel, of: _Shape, segment_BT, operands, outs, sums, back: bool = Fal
         is_full = (at >= walk.full) & (at < walk.full_end)
         i, j = (at, n) if back else (n, at)
 
-        def seen_KR():
+        def seen_PR(keys):
             at_R = i * Q + lax.rem(lax.broadcasted_iota(jnp.int32, (1, of.num_rows), 1), Q)
-            behind_KR = at_R - (j * K + lax.broadcasted_iota(jnp.int32, (K, 1), 0))
-            seen = (behind_KR >= 0) & (key_segment_K1[...] == query_segment_1R[...])
-            return seen if of.window is None else seen & (behind_KR < of.window)
+            behind_PR = at_R - (j * K + keys.start + lax.broadcasted_iota(jnp.int32, (keys.size, 1), 0))
+            seen_PR = (behind_PR >= 0) & (key_segment_K1[keys, :] == query_segment_1R[...])
+            return seen_PR if of.window is None else seen_PR & (behind_PR < of.window)
+
+        def in_parts(step, visible):
+            part = of.blocks.part(of.heads)
+
+            @pl.loop(0, K // part)
+            def _(p):
+                keys = pl.ds(pl.multiple_of(p * part, part), part)
+                step(keys, None if visible else seen_PR(keys))
 
         def on_visit(step):
-            """Call step(mask), where mask(x) is x where the query sees the key, else the second argument."""
-            pl.when((at < walk.end) & is_full)(lambda: step(lambda x_KR, unseen: x_KR))
-            pl.when((at < walk.end) & ~is_full)(
-                lambda: step(lambda x_KR, unseen: jnp.where(seen_KR(), x_KR, unseen))
-            )
+            pl.when((at < walk.end) & is_full)(lambda: in_parts(step, visible=True))
+            pl.when((at < walk.end) & ~is_full)(lambda: in_parts(step, visible=False))
 
         kernel(_Visits(s == 0, s == longest - 1, on_visit), *refs)
 
@@ -252,7 +257,9 @@ class _Visits(NamedTuple):
 
     first: jax.Array
     last: jax.Array
-    each: Callable  # each(step): call step(mask) if this visit has something to do
+    each: (
+        Callable  # each(step): if this visit has something to do, step(keys, seen) for every part of the keys
+    )
 
 
 def _forward_kernel(visits: _Visits, q, k, v, o, lse, sum_CR, top_1R, sum_1R, *, scale: float):
@@ -263,13 +270,13 @@ def _forward_kernel(visits: _Visits, q, k, v, o, lse, sum_CR, top_1R, sum_1R, *,
         sum_1R[...] = jnp.zeros_like(sum_1R)
 
     @visits.each
-    def _(mask):
-        score_KR = mask(_dot(k[...], _rows(q), (1, 1)) * scale, MASKED)
-        new_top_1R = jnp.maximum(top_1R[...], jnp.max(score_KR, axis=0, keepdims=True))
-        share_KR = mask(jnp.exp(score_KR - new_top_1R), 0.0)
+    def _(keys, seen_PR):
+        score_PR = _where(seen_PR, _dot(k[keys, :], _rows(q), (1, 1)) * scale, MASKED)
+        new_top_1R = jnp.maximum(top_1R[...], jnp.max(score_PR, axis=0, keepdims=True))
+        share_PR = _where(seen_PR, jnp.exp(score_PR - new_top_1R), 0.0)
         fade_1R = jnp.exp(top_1R[...] - new_top_1R)
-        sum_1R[...] = sum_1R[...] * fade_1R + jnp.sum(share_KR, axis=0, keepdims=True)
-        sum_CR[...] = sum_CR[...] * fade_1R + _dot(v[...], share_KR.astype(v.dtype), (0, 0))
+        sum_1R[...] = sum_1R[...] * fade_1R + jnp.sum(share_PR, axis=0, keepdims=True)
+        sum_CR[...] = sum_CR[...] * fade_1R + _dot(v[keys, :], share_PR.astype(v.dtype), (0, 0))
         top_1R[...] = new_top_1R
 
     @pl.when(visits.last)
@@ -286,9 +293,10 @@ def _queries_kernel(visits: _Visits, q, d_o, k, v, lse, delta, d_q, sum_AR, *, s
         sum_AR[...] = jnp.zeros_like(sum_AR)
 
     @visits.each
-    def _(mask):
-        _, d_score_KR = _slopes(mask, q, d_o, k, v, lse, delta, scale)
-        sum_AR[...] += _dot(k[...], d_score_KR, (0, 0))
+    def _(keys, seen_PR):
+        k_PA, v_PC = k[keys, :], v[keys, :]
+        _, d_score_PR = _slopes((_rows(q), k_PA), (_rows(d_o), v_PC), lse, delta, seen_PR, scale)
+        sum_AR[...] += _dot(k_PA, d_score_PR, (0, 0))
 
     @pl.when(visits.last)
     def _():
@@ -302,10 +310,12 @@ def _keys_kernel(visits: _Visits, q, d_o, k, v, lse, delta, d_k, d_v, sum_KA, su
         sum_KC[...] = jnp.zeros_like(sum_KC)
 
     @visits.each
-    def _(mask):
-        share_KR, d_score_KR = _slopes(mask, q, d_o, k, v, lse, delta, scale)
-        sum_KA[...] += _dot(d_score_KR, _rows(q), (1, 0))
-        sum_KC[...] += _dot(share_KR, _rows(d_o), (1, 0))
+    def _(keys, seen_PR):
+        q_RA, d_o_RC = _rows(q), _rows(d_o)
+        of_scores, of_shares = (q_RA, k[keys, :]), (d_o_RC, v[keys, :])
+        share_PR, d_score_PR = _slopes(of_scores, of_shares, lse, delta, seen_PR, scale)
+        sum_KA[keys, :] += _dot(d_score_PR, q_RA, (1, 0))
+        sum_KC[keys, :] += _dot(share_PR, d_o_RC, (1, 0))
 
     @pl.when(visits.last)
     def _():
@@ -313,13 +323,17 @@ def _keys_kernel(visits: _Visits, q, d_o, k, v, lse, delta, d_k, d_v, sum_KA, su
         d_v[...] = sum_KC[...].astype(d_v.dtype)
 
 
-def _slopes(mask, q, d_o, k, v, lse, delta, scale: float):
+def _slopes(of_scores, of_shares, lse, delta, seen_PR, scale: float):
     """The shares of the softmax, and the gradient of the products of queries and keys."""
-    score_KR = _dot(k[...], _rows(q), (1, 1)) * scale
-    share_KR = mask(jnp.exp(score_KR - lse[...]), 0.0)
-    d_share_KR = _dot(v[...], _rows(d_o), (1, 1))
-    d_score_KR = share_KR * (d_share_KR - delta[...]) * scale
-    return share_KR.astype(q.dtype), d_score_KR.astype(q.dtype)
+    (q, k), (d_o, v) = of_scores, of_shares
+    share_PR = _where(seen_PR, jnp.exp(_dot(k, q, (1, 1)) * scale - lse[...]), 0.0)
+    d_score_PR = share_PR * (_dot(v, d_o, (1, 1)) - delta[...]) * scale
+    return share_PR.astype(q.dtype), d_score_PR.astype(q.dtype)
+
+
+def _where(seen_PR, x_PR, unseen: float):
+    """`x` where a query sees a key; None = everywhere."""
+    return x_PR if seen_PR is None else jnp.where(seen_PR, x_PR, unseen)
 
 
 def _rows(x_hQA):

@@ -15,7 +15,8 @@ from pallas_kernels.grouped_matmul.tpu_tiles import FLOAT32_PASSES, STEP_SECONDS
 
 SIZES = (128, 256, 512, 1024)
 MOST_ROWS = 4096  # a block's queries, times the query heads of a group
-SCORE_ARRAYS = 5  # of a pair of blocks, in float32, that are alive together in the backward pass
+SCORES = 2**18  # that are computed at once, which bounds how long a kernel's program is
+SCORE_ARRAYS = 5  # of those, in float32, that are alive together in the backward pass
 SPILL_SHARE, SPILL_BYTES = 0.25, 2**20  # granted beyond what is counted: registers that spill, the compiler's
 
 
@@ -40,13 +41,26 @@ class Blocks:
     queries: int
     keys: int
 
-    def longest_walk(self, T: int, window: int | None) -> int:
-        """The most key blocks that the queries of a block see; T is padded already."""
-        return _longest_walk(self.queries, self.keys, T, window)
+    def walks(self, T: int, window: int | None) -> list[int]:
+        """How many key blocks the queries of each block see at most; T is padded already."""
+        since = lambda first: 0 if window is None else max(first - window + 1, 0)
+        return [
+            (first + self.queries - 1) // self.keys - since(first) // self.keys + 1
+            for first in range(0, T, self.queries)
+        ]
 
-    def longest_walk_back(self, T: int, window: int | None) -> int:
-        """The most query blocks that see the keys of a block."""
-        return _longest_walk(self.keys, self.queries, T, window)
+    def walks_back(self, T: int, window: int | None) -> list[int]:
+        """How many query blocks see the keys of each block at most."""
+        until = lambda last: T - 1 if window is None else min(last + window - 1, T - 1)
+        return [
+            until(first + self.keys - 1) // self.queries - first // self.queries + 1
+            for first in range(0, T, self.keys)
+        ]
+
+    def part(self, heads: int) -> int:
+        """How many keys of a block are worked on at once."""
+        fit = max(SCORES // (heads * self.queries), 16)
+        return min(self.keys, 1 << fit.bit_length() - 1)
 
     def padded(self, T: int) -> int:
         """T as whole blocks of both kinds."""
@@ -72,33 +86,24 @@ def vmem(problem: Problem, blocks: Blocks) -> int:
     moved += 3 * 8 * rows * 4 + blocks.keys * 128 * 4  # log-sum-exp, delta, segments
     sums = max(rows, blocks.keys) * width * 4
     pieces = 3 * moved if problem.operand_bytes == 4 else 0  # float32 is cut into three of bfloat16
-    scores = SCORE_ARRAYS * rows * blocks.keys * 4
+    scores = SCORE_ARRAYS * rows * blocks.part(problem.heads) * 4
     return int((2 * moved + sums + pieces + scores) * (1 + SPILL_SHARE)) + SPILL_BYTES
 
 
 def seconds(problem: Problem, blocks: Blocks, chip: Chip) -> float:
     """Time of the forward pass by the model, when every row is one segment."""
     T = blocks.padded(problem.T)
-    steps = T // blocks.queries * blocks.longest_walk(T, problem.window)
-    visits = sum(_seen(first, blocks, problem.window) for first in range(0, T, blocks.queries))
-    rows = problem.heads * blocks.queries
-    flops = 2 * visits * rows * blocks.keys * (_lanes(problem.A) + _lanes(problem.C))
+    walks = blocks.walks(T, problem.window)
+    visits, steps = sum(walks), len(walks) * max(walks)
+    part = blocks.part(problem.heads)
+    # the matrix unit sums over whole columns: widths for the scores, parts of the keys for what they mix
+    summed = max(_lanes(problem.A), chip.mxu) + _lanes(problem.C) * max(part, chip.mxu) / part
+    flops = 2 * visits * problem.heads * blocks.queries * blocks.keys * summed
     flops *= FLOAT32_PASSES if problem.operand_bytes == 4 else 1
     moved = (visits * blocks.keys + T * problem.heads) * (_lanes(problem.A) + _lanes(problem.C))
     moved *= problem.operand_bytes
     each = max(flops / chip.flops, moved / chip.bandwidth) + steps * STEP_SECONDS
     return problem.B * problem.G * each
-
-
-def _seen(first: int, blocks: Blocks, window: int | None) -> int:
-    """Key blocks that the queries from `first` on see."""
-    since = 0 if window is None else max(first - window + 1, 0)
-    return (first + blocks.queries - 1) // blocks.keys - since // blocks.keys + 1
-
-
-def _longest_walk(own: int, other: int, T: int, window: int | None) -> int:
-    every = -(-T // other)
-    return every if window is None else min(every, (own + window - 3) // other + 2)
 
 
 def _lanes(width: int) -> int:
