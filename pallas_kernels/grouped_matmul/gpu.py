@@ -44,7 +44,8 @@ from pallas_kernels.varying import like
 PLATFORM = "cuda"
 DTYPES = (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
 RESULTS = (*DTYPES, jnp.dtype(jnp.float32))
-WIDTH_UNIT = 8  # elements; 16 bytes
+ROWS_UNIT = 8
+PADDING = 16  # bytes behind each row, which spread rows over the banks of shared memory
 MULTIPLYING = 2  # warp groups; one more fetches
 REGISTERS_TO_MULTIPLY, REGISTERS_TO_FETCH = 232, 40
 
@@ -56,7 +57,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
     rows = gpu_schedule.row_tiles(start_G, end_G, M, tiles.m)
     columns = pl.cdiv(N, tiles.n)
 
-    def kernel(count, first_T, start_T, end_T, group_T, lhs, rhs, out, *scratch):
+    def grouped_matmul(count, first_T, start_T, end_T, group_T, lhs, rhs, out, *scratch):
         kept = _Kept(*scratch)
 
         def locate(item):
@@ -97,13 +98,13 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
 
             @pl.when(any_rows & ~many)
             def _():
-                _store_few(kept.out[1].at[half], product, out, row, at.end - row, at.column, N)
+                _store_few(kept.out[1].at[half], product, out, (row, at.end - row), at.column, N)
 
-        _work(kept, tiles, count[0] * columns, locate, fetch, multiply, store)
+        _work(kept, tiles, count[0] * columns, _Ways(locate, fetch, multiply, store))
 
     most = gpu_schedule.most_tiles(M, len(start_G), tiles.m) * columns
     right = (tiles.n, PART) if transpose_rhs else (PART, tiles.n)
-    run = _kernel(kernel, "grouped_matmul", like(lhs_MK, (M, N), dtype), tiles, right, lhs_MK.dtype, most)
+    run = _kernel(grouped_matmul, like(lhs_MK, (M, N), dtype), tiles, right, lhs_MK.dtype, most)
     return run(*rows, lhs_MK, rhs)
 
 
@@ -123,7 +124,7 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
     tiles = gpu_tiles.choose(N, -(-M // G // PART), jnp.dtype(dtype).itemsize, this_chip())
     tiles_k, columns = pl.cdiv(K, tiles.m), pl.cdiv(N, tiles.n)
 
-    def kernel(group_G, start_G, end_G, lhs, rhs, out, *scratch):
+    def grouped_outer(group_G, start_G, end_G, lhs, rhs, out, *scratch):
         kept = _Kept(*scratch)
 
         def locate(item):
@@ -176,10 +177,10 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
             def _():
                 _store(kept.out[0].at[half], product, out.at[at.group, pl.ds(row, PART)], at.column, N)
 
-        _work(kept, tiles, G * tiles_k * columns, locate, fetch, multiply, store)
+        _work(kept, tiles, G * tiles_k * columns, _Ways(locate, fetch, multiply, store))
 
     most, right = G * tiles_k * columns, (PART, tiles.n)
-    run = _kernel(kernel, "grouped_outer", like(lhs_MK, (G, K, N), dtype), tiles, right, lhs_MK.dtype, most)
+    run = _kernel(grouped_outer, like(lhs_MK, (G, K, N), dtype), tiles, right, lhs_MK.dtype, most)
     return run(gpu_schedule.longest_first(start_G, end_G), start_G, end_G, lhs_MK, rhs_MN)
 
 
@@ -203,9 +204,11 @@ def refusal(function: str, lhs_MK, rhs, *others, dtype, **static) -> str | None:
         return f"it multiplies {' and '.join(d.name for d in DTYPES)}, not {lhs_MK.dtype.name}"
     if jnp.dtype(dtype) not in RESULTS:
         return f"it gives {', '.join(d.name for d in RESULTS)}, not {jnp.dtype(dtype).name}"
-    for width in (lhs_MK.shape[1], *rhs.shape[1:]):
-        if width % WIDTH_UNIT:
-            return f"bulk copies need widths that are multiples of {WIDTH_UNIT}, not {width}"
+    if lhs_MK.shape[0] % ROWS_UNIT:
+        return f"bulk copies need rows that are a multiple of {ROWS_UNIT}, not {lhs_MK.shape[0]}"
+    for width in (lhs_MK.shape[1], rhs.shape[-1], rhs.shape[-2] if function == "matmul" else PART):
+        if width % PART:
+            return f"bulk copies need widths that are multiples of {PART}, not {width}"
     return None
 
 
@@ -220,15 +223,14 @@ class _Kept(NamedTuple):
     cleared: jax.Ref
 
 
-def _kernel(body: Callable, name: str, result, tiles: Tiles, right, dtype, most_items: int):
-    body.__name__ = name
+def _kernel(body: Callable, result, tiles: Tiles, right, dtype, most_items: int):
     out = result.dtype
     scratch = _Kept(
         left=_swizzled((tiles.stages, MULTIPLYING, PART, PART), dtype),
         right=_swizzled((tiles.stages, *right), dtype),
         out=plgpu.RefUnion(
             _swizzled((MULTIPLYING, tiles.places, PART, gpu_tiles.chunk(out.itemsize)), out),
-            plgpu.SMEM((MULTIPLYING, PART, gpu_tiles.chunk(out.itemsize)), out),
+            plgpu.SMEM((MULTIPLYING, PART, (128 + PADDING) // out.itemsize), out),
         ),
         loaded=plgpu.Barrier(num_arrivals=MULTIPLYING + 1, num_barriers=tiles.stages),
         released=plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=tiles.stages),
@@ -254,7 +256,16 @@ def _swizzled(shape: tuple[int, ...], dtype):
     )
 
 
-def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
+class _Ways(NamedTuple):
+    """What a kernel does with a work item."""
+
+    locate: Callable  # (item) -> where it is, and in how many steps it is summed
+    fetch: Callable  # (at, step, slot): begin to copy what the step needs
+    multiply: Callable  # (at, step, slot, half, sums): add the step's product
+    store: Callable  # (at, half, product)
+
+
+def _work(kept: _Kept, tiles: Tiles, num_items, ways: _Ways):
     """Let one warp group fetch, and two multiply, for every work item of this block."""
     block, blocks, stages = lax.axis_index("block"), lax.axis_size("block"), tiles.stages
     place_in = lambda turn: jnp.where(lax.rem(turn, 2) == 0, block, blocks - 1 - block)
@@ -264,7 +275,7 @@ def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
 
     def for_each_item(do):
         def body(i, done):
-            at, steps = locate(i * blocks + place_in(i))
+            at, steps = ways.locate(i * blocks + place_in(i))
             do(at, steps, done)
             return done + steps
 
@@ -281,7 +292,7 @@ def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
                 def _():
                     plgpu.barrier_wait(kept.released.at[slot])
 
-                fetch(at, step, slot)
+                ways.fetch(at, step, slot)
 
             lax.fori_loop(0, steps, body, None)
 
@@ -297,7 +308,7 @@ def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
                 def body(step, _):
                     slot = slot_of(done + step)
                     plgpu.barrier_wait(kept.loaded.at[slot])
-                    multiply(at, step, slot, half, sums)
+                    ways.multiply(at, step, slot, half, sums)
                     plgpu.wgmma_wait(1)
 
                     @pl.when(step > 0)
@@ -313,7 +324,7 @@ def _work(kept: _Kept, tiles: Tiles, num_items, locate, fetch, multiply, store):
             def _():
                 plgpu.barrier_arrive(kept.released.at[slot_of(done + steps - 1)])
 
-            store(at, half, product)
+            ways.store(at, half, product)
 
         for_each_item(item)
         plgpu.wait_smem_to_gmem(0)
@@ -338,20 +349,21 @@ def _store(places, product, out, column, width: int):
             plgpu.copy_smem_to_gmem(place, out.at[:, pl.ds(column + i * chunk, chunk)])
 
 
-def _store_few(place, product, out, row, rows, column, width: int):
-    """Send fewer rows of a tile out, one by one."""
-    chunk = place.shape[1]
+def _store_few(place, product, out, span, column, width: int):
+    """Send fewer rows of a tile out, one by one: `span` is the first one's place and how many they are."""
+    row, rows = span
+    chunk = gpu_tiles.chunk(place.dtype.itemsize)
     for i in range(product.shape[1] // chunk):
 
         @pl.when(column + i * chunk < width)
         def _(i=i):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            place[...] = product[:, i * chunk : (i + 1) * chunk].astype(place.dtype)
+            place[:, :chunk] = product[:, i * chunk : (i + 1) * chunk].astype(place.dtype)
             plgpu.commit_smem()
 
             def send(r, _):
                 across = pl.ds(column + i * chunk, chunk)
-                plgpu.copy_smem_to_gmem(place.at[pl.ds(r, 1)], out.at[pl.ds(row + r, 1), across])
+                plgpu.copy_smem_to_gmem(place.at[pl.ds(r, 1), :chunk], out.at[pl.ds(row + r, 1), across])
 
             lax.fori_loop(0, rows, send, None)
 

@@ -39,7 +39,7 @@ def chunk(itemsize: int) -> int:
 @functools.lru_cache(maxsize=256)
 def choose(N: int, steps: int, itemsize: int, chip: Chip) -> Tiles:
     """The tiles of least time for a row of tiles across a result `N` wide, among those that fit."""
-    every = (Tiles(*sizes) for sizes in itertools.product((256, 128, 64), range(8, 1, -1), (1, 2, 4)))
+    every = (Tiles(*sizes) for sizes in itertools.product((256, 128, 64), range(8, 1, -1), (2, 4)))
     fits = [tiles for tiles in every if tiles.smem() <= chip.smem and tiles.n % chunk(itemsize) == 0]
     return min(fits, key=lambda tiles: -(-N // tiles.n) * item_seconds(tiles, steps, itemsize, chip))
 

@@ -75,8 +75,9 @@ def check(implementation, shape, size_G, offset=0, num_groups=None, dtype=jnp.fl
     """Compare value and gradients with the oracle, with NaN in all rows that no group holds."""
     num_groups = shape.G if num_groups is None else num_groups
     if implementation == MODELLED:
-        eights = lambda width: -(-width // 8) * 8
-        shape, dtype = dataclasses.replace(shape, K=eights(shape.K), N=eights(shape.N)), jnp.bfloat16
+        units = {"M": 8, "K": 64, "N": 64}
+        sizes = {name: -(-getattr(shape, name) // unit) * unit for name, unit in units.items()}
+        shape, dtype = dataclasses.replace(shape, **sizes), jnp.bfloat16
     lhs_MK, rhs_GKN, cotangent_MN = draw(shape, dtype=dtype)
     rhs_GKN = rhs_GKN[:num_groups]
     held = (size_G, offset, num_groups)
