@@ -23,6 +23,7 @@ from pallas_kernels.varying import like
 PLATFORM = "tpu"
 LANES = 128
 HEIGHTS = (512, 256, 128, 64, 32, 16)  # rows or tokens of a step
+SLICE = 16  # rows that are computed together: a tile of bfloat16, and little code
 BUDGET, LIMIT = 24 * 2**20, 40 * 2**20  # bytes of VMEM: what steps are cut to, what a kernel is granted
 MOST_SCALARS = 196608  # of the 2**18 words of SMEM
 CORES = 2  # most that share a kernel
@@ -145,30 +146,59 @@ def _arrived(index, words, buffer, arrival, steps: int):
 
 
 def _gather_kernel(index, words, out, buffer, arrival, *, steps: int):
-    out[...] = _unpacked(_arrived(index, words, buffer, arrival, steps)[...]).astype(out.dtype)
+    rows = _arrived(index, words, buffer, arrival, steps)
+
+    def some(i, _):
+        here = _slice(i, len(out))
+        out[here] = _unpacked(rows[here]).astype(out.dtype)
+
+    lax.fori_loop(0, _slices(len(out)), some, None)
 
 
 def _combine_kernel(index, words, gate, out, buffer, arrival, *, steps: int):
-    rows, height = _arrived(index, words, buffer, arrival, steps), len(out)
-    sum_nd = jnp.zeros(out.shape, jnp.float32)
-    for k in range(gate.shape[1]):
-        row_nd = _unpacked(rows[pl.ds(k * height, height)])
-        gate_n1 = gate[:, k : k + 1]
-        sum_nd += jnp.where(gate_n1 == 0, 0, gate_n1 * row_nd)
-    out[...] = sum_nd.astype(out.dtype)
+    rows, (height, width) = _arrived(index, words, buffer, arrival, steps), out.shape
+
+    def some(i, _):
+        here = _slice(i, height)
+        sum_nd = jnp.zeros((here.size, width), jnp.float32)
+        for k in range(gate.shape[1]):
+            gate_n1 = gate[here, k : k + 1]
+            row_nd = _unpacked(rows[pl.ds(k * height + here.start, here.size)])
+            sum_nd += jnp.where(gate_n1 == 0, 0, gate_n1 * row_nd)
+        out[here] = sum_nd.astype(out.dtype)
+
+    lax.fori_loop(0, _slices(height), some, None)
 
 
 def _spread_kernel(index, words, rows, gate, d_rows, product, buffer, arrival, *, steps: int):
     fetched = _arrived(index, words, buffer, arrival, steps)
-    shape = (LANES, LANES)
-    diagonal = lax.broadcasted_iota(jnp.int32, shape, 0) == lax.broadcasted_iota(jnp.int32, shape, 1)
-    for i in range(gate.shape[0]):
-        here = pl.ds(i * LANES, LANES)
-        y_rd = _unpacked(fetched[here])
-        gate_r1 = jnp.sum(jnp.where(diagonal, gate[i : i + 1], 0), axis=1, keepdims=True)
-        d_rows[here] = jnp.where(gate_r1 == 0, 0, gate_r1 * y_rd).astype(d_rows.dtype)
-        product_r1 = jnp.sum(rows[here].astype(jnp.float32) * y_rd, axis=1, keepdims=True)
-        product[i : i + 1] = jnp.sum(jnp.where(diagonal, product_r1, 0), axis=0, keepdims=True)
+    for group in range(gate.shape[0]):
+
+        def some(i, product_1r, group=group):
+            within = _slice(i, LANES)
+            here = pl.ds(group * LANES + within.start, within.size)
+            # numbers of these rows between lanes and a column
+            shape = within.size, LANES
+            row, lane = (lax.broadcasted_iota(jnp.int32, shape, dim) for dim in (0, 1))
+            own = row + within.start == lane
+            y_rd = _unpacked(fetched[here])
+            gate_r1 = jnp.sum(jnp.where(own, gate[group : group + 1], 0), axis=1, keepdims=True)
+            d_rows[here] = jnp.where(gate_r1 == 0, 0, gate_r1 * y_rd).astype(d_rows.dtype)
+            product_r1 = jnp.sum(rows[here].astype(jnp.float32) * y_rd, axis=1, keepdims=True)
+            return product_1r + jnp.sum(jnp.where(own, product_r1, 0), axis=0, keepdims=True)
+
+        nothing_1r = jnp.zeros((1, LANES), jnp.float32)
+        product[group : group + 1] = lax.fori_loop(0, _slices(LANES), some, nothing_1r)
+
+
+def _slices(height: int) -> int:
+    return height // min(SLICE, height)
+
+
+def _slice(i, height: int):
+    """The rows that are computed together, the i-th of `_slices(height)`."""
+    size = min(SLICE, height)
+    return pl.ds(pl.multiple_of(i * size, size), size)
 
 
 def _packed(x_ND):
