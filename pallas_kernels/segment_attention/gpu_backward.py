@@ -10,8 +10,8 @@ blocks of threads happen to run; two kernels give the same bits every time.
 
     share = 2 ** (unit * q @ k.T - lse),  d_score = share * (d_o @ v.T - delta)
 
-The floor is arithmetic: 6 A + 4 C operations per visible pair and head for the queries' kernel and ours of
-keys together 8 A + 6 C.
+The floor is arithmetic: per visible pair of positions and head 4 A + 2 C operations in the queries' kernel
+and 4 A + 4 C in that of keys, where a single kernel would need 6 A + 4 C.
 """
 
 import functools
@@ -40,7 +40,7 @@ def queries(
     scale,
     how: Tiles,
 ):
-    """d_q_BTHA; lse is in units of the logarithm of 2, and 0 for padding."""
+    """d_q_BTHA; sums of scores begin at -lse / scale, those of d_share at -delta, both 0 for padding."""
     (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, (keys, stages) = q_BTHA.dtype, P // TILE, how
     unit = scale * parts.LOG2_E
@@ -180,7 +180,7 @@ def keys(
     scale,
     how: Tiles,
 ):
-    """(d_k_BTGA, d_v_BTGC); lse is in units of the logarithm of 2, and 0 for padding."""
+    """(d_k_BTGA, d_v_BTGC); the starts are as for `queries`."""
     (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, heads, (queries, stages) = q_BTHA.dtype, P // TILE, H // G, how
     unit = scale * parts.LOG2_E

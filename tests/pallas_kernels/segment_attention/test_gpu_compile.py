@@ -10,8 +10,8 @@ from tests.pallas_kernels import topologies
 pytestmark = topologies.needs_cuda_compiler
 
 PUBLISHED = {shape.name: shape for shape in shapes.PUBLISHED}
-# three registers of the keys' kernel for heads of 128, which has the most sums
-SPILLS = {("backward", 128): 16}
+# a few registers of the keys' kernel for heads of 128, whose two sums and two products fill the rest
+SPILLS = {("backward", 128): 40}
 FOR_EVERY_CHANGE = {"qwen3_30b_a3b"}
 published = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FOR_EVERY_CHANGE else pytest.mark.nightly) for n in PUBLISHED]
