@@ -7,6 +7,12 @@ import sys
 
 import pytest
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# `tests`, `configs` and the doors lie beside the package; a checkout that is not installed has them here.
+sys.path.insert(0, str(ROOT))
+
+from tests import quick_compile  # noqa: E402
+
 # All of this is read when jax is imported, which no test file does before this file.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
@@ -15,6 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_force_host_platform_device_count=8",
         # Eight device threads per test process are enough; a matmul of one need not wake more.
         "--xla_cpu_multi_thread_eigen=false",
+        quick_compile.FLAGS,
         # XLA kills a process whose devices do not meet within 40 s, which a busy machine can need.
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
         "--xla_cpu_collective_call_terminate_timeout_seconds=240",
@@ -23,10 +30,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 # XLA sizes its pool by the cores; with fewer than two threads per device, collectives that were
 # dispatched without waiting starve one another and hang for ever.
 os.environ["NPROC"] = "32"
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-# `configs` and the doors lie beside the package; a checkout that is not installed has them here.
-sys.path.insert(0, str(ROOT))
 
 
 def _hypothesis_profile() -> None:

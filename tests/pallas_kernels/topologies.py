@@ -87,7 +87,8 @@ def compiled(mesh, function, *operands, **options):
     here = NamedSharding(mesh, P())
     shapes = [jax.ShapeDtypeStruct(shape, dtype, sharding=here) for shape, dtype in operands]
     anew = lambda *args: function(*args)  # so that nothing is taken from what another test has traced
-    return jax.jit(anew).lower(*shapes).compile(options)
+    # What tests themselves run is compiled quickly (tests/quick_compile.py), these as if on the machine.
+    return jax.jit(anew).lower(*shapes).compile({"xla_backend_optimization_level": 3} | options)
 
 
 def abstract_gpus(name: str, count: int = 1) -> jax.sharding.AbstractMesh:
