@@ -1,5 +1,7 @@
 """F18: a run saved on one mesh goes on on another."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -76,10 +78,11 @@ def test_an_unchanged_mesh_is_bit_exact(train, tmp_path):
 
 
 def test_tiny_on_eight_devices(train, tmp_path):
-    on_mesh = ("--config.mesh.expert=4", "--config.mesh.data=2")
-    tiny = {"config": "configs/tiny.py"}
-    for name, own, devices in (("one", (), 1), ("eight", on_mesh, 8)):
-        ended = train(tmp_path / name, *own, "--config.train.log_every=1", devices=devices, **tiny)
+    """The run on one device is compiled as users' are."""
+    on_mesh, every_step = ("--config.mesh.expert=4", "--config.mesh.data=2"), "--config.train.log_every=1"
+    as_users = dataclasses.replace(train, xla_flags="")
+    for name, trains, own, devices in (("one", as_users, (), 1), ("eight", train, on_mesh, 8)):
+        ended = trains(tmp_path / name, *own, every_step, devices=devices, config="configs/tiny.py")
         assert ended.code == 0, ended.output
     one, eight = (np.array(trainer.losses(tmp_path / name)) for name in ("one", "eight"))
     np.testing.assert_array_equal(one[:, 0], np.arange(1, 21))

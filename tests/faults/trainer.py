@@ -18,6 +18,7 @@ from moejax.config import CheckpointConfig
 from moejax.training import manifest, metrics
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.step_store import StepStore, verify_run
+from tests import quick_compile
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPE = "tests/faults/recipe.py"
@@ -83,10 +84,12 @@ class Trainer:
 
     text: pathlib.Path
     cache: pathlib.Path  # of compiled programs and packed text, shared by all processes
+    xla_flags: str = quick_compile.FLAGS
 
     def start(self, run_dir, *flags: str, faults="", devices=1, config=RECIPE, python=()) -> Process:
         """Start the run in `run_dir`; `faults` as in MOEJAX_FAULTS, `python`: options of the interpreter."""
-        env = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")} | {
+        env = {name: value for name, value in os.environ.items() if name != "NPROC"} | {
+            "XLA_FLAGS": self.xla_flags,
             "JAX_COMPILATION_CACHE_DIR": str(self.cache / "xla"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_NUM_CPU_DEVICES": str(devices),
