@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 
+from tests import quick_compile
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FLAGS = "--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false"
+FLAGS = f"--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false {quick_compile.FLAGS}"
 
 
 def run(module: str, result: pathlib.Path, meanwhile, timeout: float):
