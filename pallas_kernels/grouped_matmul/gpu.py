@@ -38,6 +38,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.gpu_chips import this_chip
 from pallas_kernels.grouped_matmul import gpu_schedule, gpu_tiles
+from pallas_kernels.grouped_matmul.gpu_schedule import RowTiles
 from pallas_kernels.grouped_matmul.gpu_tiles import PART, Tiles
 from pallas_kernels.varying import like
 
@@ -57,14 +58,16 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
     rows = gpu_schedule.row_tiles(start_G, end_G, M, tiles.m)
     columns = pl.cdiv(N, tiles.n)
 
-    def grouped_matmul(count, first_T, start_T, end_T, group_T, lhs, rhs, out, *scratch):
-        kept = _Kept(*scratch)
+    def grouped_matmul(*refs):
+        rows, (lhs, rhs, out), kept = RowTiles(*refs[:5]), refs[5:8], _Kept(*refs[8:])
 
         def locate(item):
-            tile, column = gpu_schedule.in_bands(item, count[0], columns)
-            group = group_T[tile]
+            tile, column = gpu_schedule.in_bands(item, rows.count[0], columns)
+            group = rows.group_T[tile]
             steps = jnp.where(group < 0, 0, pl.cdiv(K, PART))
-            return _Rows(first_T[tile], start_T[tile], end_T[tile], group, column * tiles.n), steps
+            return _Rows(
+                rows.first_T[tile], rows.start_T[tile], rows.end_T[tile], group, column * tiles.n
+            ), steps
 
         def row_of(at, half):
             """A half that would reach past the segment begins earlier, with rows that others have too."""
@@ -100,7 +103,7 @@ def matmul(lhs_MK, rhs, start_G, end_G, transpose_rhs: bool, dtype) -> jax.Array
             def _():
                 _store_few(kept.out[1].at[half], product, out, (row, at.end - row), at.column, N)
 
-        _work(kept, tiles, count[0] * columns, _Ways(locate, fetch, multiply, store))
+        _work(kept, tiles, rows.count[0] * columns, _Ways(locate, fetch, multiply, store))
 
     most = gpu_schedule.most_tiles(M, len(start_G), tiles.m) * columns
     right = (tiles.n, PART) if transpose_rhs else (PART, tiles.n)
