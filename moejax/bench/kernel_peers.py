@@ -1,5 +1,6 @@
 """Other people's grouped products, where they are installed and the platform has them."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 
@@ -38,8 +39,9 @@ def _ragged_dot(product: str) -> Product:
 
 
 def _tokamax(product: str) -> Product:
-    import tokamax
-
+    tokamax = importlib.import_module(
+        "tokamax"
+    )  # nobody's dependency: it asks for newer versions than moejax
     if product == "forward":
         return tokamax.ragged_dot
     dims = INNER if product == "dlhs" else OUTER
