@@ -62,7 +62,8 @@ def _asked(table, function: str, asked: str, operands, static) -> ModuleType:
         raise ValueError(f"implementation={asked!r} is not one of {', '.join(table)}")
     why = _refusal(table[asked], function, operands, static)
     if why:
-        able = [name for name, other in table.items() if not _refusal(other, function, operands, static)]
+        here = {name: other for name, other in table.items() if other.PLATFORM in (None, platform())}
+        able = [name for name, other in here.items() if not _refusal(other, function, operands, static)]
         shapes = ", ".join(str(jax.typeof(x)) for x in jax.tree.leaves(operands))
         raise NotServedError(
             f"implementation={asked!r} cannot serve {function}({shapes}): {why}; "
