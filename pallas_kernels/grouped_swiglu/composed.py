@@ -16,7 +16,9 @@ def forward(
     x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, dtype, keep, implementation=None
 ):
     """See `reference.forward`; `implementation` is one of `grouped_matmul`."""
-    gate_RF, up_RF = _products(rows(x_ND, source_R), gate_GDF, up_GDF, start_G, end_G, dtype, implementation)
+    how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": dtype}
+    matrices, sizes = (gate_GDF, up_GDF), sizes_behind(start_G, end_G)
+    gate_RF, up_RF = _products(rows(x_ND, source_R), matrices, sizes, how)
     kept = (gate_RF, up_RF) if keep else ()
     return gated(gate_RF, up_RF, activation, dtype), *kept
 
@@ -25,13 +27,11 @@ def backward(
     d_h_RF, x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *kept, activation, implementation=None
 ):
     """See `reference.backward`."""
-    rows_RD, dtype = rows(x_ND, source_R), d_h_RF.dtype
-    bounds = start_G, end_G
-    pair_RF = kept or _products(rows_RD, gate_GDF, up_GDF, *bounds, dtype, implementation)
-    _, pull = jax.vjp(lambda gate_RF, up_RF: gated(gate_RF, up_RF, activation, dtype), *pair_RF)
-    d_gate_RF, d_up_RF = pull(d_h_RF)
-    sizes = sizes_behind(*bounds)
+    rows_RD, sizes = rows(x_ND, source_R), sizes_behind(start_G, end_G)
     how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": x_ND.dtype}
+    pair_RF = kept or _products(rows_RD, (gate_GDF, up_GDF), sizes, how)
+    _, pull = jax.vjp(lambda *pair_RF: gated(*pair_RF, activation, d_h_RF.dtype), *pair_RF)
+    d_gate_RF, d_up_RF = pull(d_h_RF)
     back = lambda d_RF, rhs_GDF: grouped_matmul(d_RF, rhs_GDF, sizes, transpose_rhs=True, **how)
     d_rows_RD = back(d_gate_RF, gate_GDF) + back(d_up_RF, up_GDF)
     outer = lambda d_RF: grouped_outer(rows_RD, d_RF, sizes, num_groups=len(start_G), **how)
@@ -45,8 +45,5 @@ def rows(x_ND, source_R):
     return implementations.run(movers.IMPLEMENTATIONS, "gather", None, (x_ND, source_R))
 
 
-def _products(rows_RD, gate_GDF, up_GDF, start_G, end_G, dtype, implementation):
-    how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": dtype}
-    return tuple(
-        grouped_matmul(rows_RD, rhs, sizes_behind(start_G, end_G), **how) for rhs in (gate_GDF, up_GDF)
-    )
+def _products(rows_RD, matrices, sizes, how) -> tuple[jax.Array, ...]:
+    return tuple(grouped_matmul(rows_RD, rhs_GDF, sizes, **how) for rhs_GDF in matrices)

@@ -10,8 +10,6 @@ are packed into one row of words before. That is one more pass over what is gath
 `gather` and `spread`, the R rows of `combine`, which then moves three times what it reads for float32.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -84,7 +82,7 @@ def spread(y_ND, rows_RD, source_R, gate_R, home_NK) -> tuple[jax.Array, jax.Arr
 
 
 def _fetching(kernel, x_ND, index_R, count: int, total: int):
-    """A kernel for which `count` rows of x come per step, `total` in all.
+    """Run a kernel to which `count` rows of x come per step, `total` in all; they are its first operand.
 
     Returns:
       (operands, their blocks, results, their blocks) -> results.
@@ -94,9 +92,13 @@ def _fetching(kernel, x_ND, index_R, count: int, total: int):
     index_R = jnp.pad(index_R, (0, steps * count - len(index_R)))
     cores = min(CORES, steps)
 
+    def body(index, words, *blocks):
+        *blocks, buffer, arrival = blocks
+        kernel(_arrived(index, words, buffer, arrival, steps), *blocks)
+
     def call(operands, blocks, results, result_blocks):
         return pl.pallas_call(
-            functools.partial(kernel, steps=steps),
+            body,
             results,
             grid_spec=pltpu.PrefetchScalarGridSpec(
                 num_scalar_prefetch=1,
@@ -145,9 +147,7 @@ def _arrived(index, words, buffer, arrival, steps: int):
     return buffer.at[half]
 
 
-def _gather_kernel(index, words, out, buffer, arrival, *, steps: int):
-    rows = _arrived(index, words, buffer, arrival, steps)
-
+def _gather_kernel(rows, out):
     def some(i, _):
         here = _slice(i, len(out))
         out[here] = _unpacked(rows[here]).astype(out.dtype)
@@ -155,8 +155,8 @@ def _gather_kernel(index, words, out, buffer, arrival, *, steps: int):
     lax.fori_loop(0, _slices(len(out)), some, None)
 
 
-def _combine_kernel(index, words, gate, out, buffer, arrival, *, steps: int):
-    rows, (height, width) = _arrived(index, words, buffer, arrival, steps), out.shape
+def _combine_kernel(rows, gate, out):
+    height, width = out.shape
 
     def some(i, _):
         here = _slice(i, height)
@@ -170,8 +170,7 @@ def _combine_kernel(index, words, gate, out, buffer, arrival, *, steps: int):
     lax.fori_loop(0, _slices(height), some, None)
 
 
-def _spread_kernel(index, words, rows, gate, d_rows, product, buffer, arrival, *, steps: int):
-    fetched = _arrived(index, words, buffer, arrival, steps)
+def _spread_kernel(fetched, rows, gate, d_rows, product):
     for group in range(gate.shape[0]):
 
         def some(i, product_1r, group=group):

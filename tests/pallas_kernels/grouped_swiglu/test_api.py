@@ -15,8 +15,8 @@ from pallas_kernels import grouped_swiglu, permute
 from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_swiglu import api, shapes
 from pallas_kernels.grouped_swiglu.shapes import SwigluShape
-from pallas_kernels.testing import group_rows
 from tests.pallas_kernels import interpreters
+from tests.pallas_kernels.grouped_swiglu import oracles
 
 INTERPRETED = ("tpu",)  # step by step
 COMPILED = tuple(name for name in api.IMPLEMENTATIONS if name not in (*INTERPRETED, "gpu"))
@@ -60,39 +60,13 @@ def drawn(shape: SwigluShape, size_G, dtype=jnp.float32, seed: int = 0):
     return [jnp.asarray(x, dtype) for x in (x_ND, *matrices, d_h_RF)]
 
 
-# name -> (function, slope), in float64
-ORACLE_ACTIVATIONS = {
-    "silu": lambda g: (g / (1 + np.exp(-g)), (1 + np.exp(-g) + g * np.exp(-g)) / (1 + np.exp(-g)) ** 2),
-    "relu": lambda g: (np.maximum(g, 0), 1.0 * (g > 0)),
-    "gelu": lambda g: (_gelu(g), (_gelu(g + 1e-5) - _gelu(g - 1e-5)) / 2e-5),
-}
-
-
-def _gelu(g):
-    return 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3)))
-
-
-def oracle(rows_RD, gate_GDF, up_GDF, d_h_RF, size_G, activation="silu", offset=0):
-    """(h, d_rows, d_gate, d_up) in float64; reads no row outside the groups."""
-    operands = [np.asarray(x, np.float64) for x in (rows_RD, gate_GDF, up_GDF, d_h_RF)]
-    rows_RD, gate_GDF, up_GDF, d_h_RF = operands
-    h_RF, *slopes = np.zeros_like(d_h_RF), *map(np.zeros_like, (rows_RD, gate_GDF, up_GDF))
-    for g, rows in enumerate(group_rows(size_G, offset, len(gate_GDF))):
-        gate, up = rows_RD[rows] @ gate_GDF[g], rows_RD[rows] @ up_GDF[g]
-        act, slope = ORACLE_ACTIVATIONS[activation](gate)
-        h_RF[rows] = act * up
-        d_gate, d_up = d_h_RF[rows] * up * slope, d_h_RF[rows] * act
-        slopes[0][rows] = d_gate @ gate_GDF[g].T + d_up @ up_GDF[g].T
-        slopes[1][g], slopes[2][g] = rows_RD[rows].T @ d_gate, rows_RD[rows].T @ d_up
-    return h_RF, *slopes
-
-
 @functools.cache
 def value_and_gradients(implementation, activation="silu", keep=True):
-    """A jitted (x, gate, up, d_h, slots, sizes, offset) -> (h, dx, d_gate, d_up)."""
+    """A jitted ((x, gate, up, d_h), slots, sizes, offset) -> (h, dx, d_gate, d_up)."""
 
     @jax.jit
-    def run(x_ND, gate_GDF, up_GDF, d_h_RF, slots, size_G, offset=0):
+    def run(floats, slots, size_G, offset=0):
+        *floats, d_h_RF = floats
         op = functools.partial(
             grouped_swiglu,
             slots=slots,
@@ -101,7 +75,7 @@ def value_and_gradients(implementation, activation="silu", keep=True):
             keep=keep,
             implementation=implementation,
         )
-        h_RF, pull = jax.vjp(lambda *floats: op(*floats, size_G), x_ND, gate_GDF, up_GDF)
+        h_RF, pull = jax.vjp(lambda *floats: op(*floats, size_G), *floats)
         return h_RF, *pull(d_h_RF)
 
     return run
@@ -119,14 +93,14 @@ def assert_near(actual, expected, dtype) -> None:
 def check(implementation, shape, seed=0, dtype=jnp.float32, activation="silu", keep=True):
     """Compare with the oracle, of tokens in slots; absent tokens and foreign gradients are NaN."""
     (order_R, home_NK), size_G = slots_and_sizes(shape, seed)
-    x_ND, gate_GDF, up_GDF, d_h_RF = drawn(shape, size_G, dtype, seed)
+    x_ND, *others = drawn(shape, size_G, dtype, seed)
     held_NK = home_NK < len(order_R)
     x_ND = jnp.where(held_NK.any(1)[:, None], x_ND, jnp.nan)
     slots = jnp.asarray(order_R), jnp.asarray(home_NK)
     run = value_and_gradients(implementation, activation, keep)
-    h_RF, d_x_ND, *d_matrices = run(x_ND, gate_GDF, up_GDF, d_h_RF, slots, size_G)
+    h_RF, d_x_ND, *d_matrices = run((x_ND, *others), slots, size_G)
     rows_RD = np.asarray(x_ND, np.float64)[order_R // max(shape.K, 1)]
-    wanted, d_rows_RD, *d_matrices_wanted = oracle(rows_RD, gate_GDF, up_GDF, d_h_RF, size_G, activation)
+    wanted, d_rows_RD, *d_matrices_wanted = oracles.oracle((rows_RD, *others), size_G, activation)
     assert {x.dtype for x in (h_RF, d_x_ND, *d_matrices)} == {jnp.dtype(dtype)}
     assert np.all(np.asarray(h_RF)[np.sum(size_G) :] == 0)
     d_rows_RD = np.concatenate([d_rows_RD, np.zeros_like(d_rows_RD[:1])]) if len(d_rows_RD) else d_rows_RD
@@ -142,7 +116,7 @@ def test_three_rows_by_hand(implementation):
     x_ND, size_G = jnp.array([[1.0], [-2.0], [jnp.nan]]), jnp.array([1, 1])
     gate_GDF, up_GDF = jnp.array([[[10.0]], [[10.0]]]), jnp.array([[[2.0]], [[3.0]]])
     run = value_and_gradients(implementation, "relu")
-    h_RF, d_x_ND, d_gate_GDF, d_up_GDF = run(x_ND, gate_GDF, up_GDF, jnp.ones((3, 1)), None, size_G)
+    h_RF, d_x_ND, d_gate_GDF, d_up_GDF = run((x_ND, gate_GDF, up_GDF, jnp.ones((3, 1))), None, size_G)
     np.testing.assert_array_equal(h_RF, [[20.0], [0.0], [0.0]])
     np.testing.assert_array_equal(d_x_ND, [[40.0], [0.0], [0.0]])  # 10 * 2 + 2 * 10
     np.testing.assert_array_equal(d_gate_GDF, [[[2.0]], [[0.0]]])
@@ -162,7 +136,7 @@ def test_one_shape_of_those_that_are_interpreted(implementation):
 
 
 @interpreted_nightly
-@pytest.mark.parametrize("activation", list(ORACLE_ACTIVATIONS))
+@pytest.mark.parametrize("activation", list(oracles.ACTIVATIONS))
 def test_every_activation(implementation, activation):
     check(implementation, shapes.TINY[0], activation=activation)
 
@@ -218,8 +192,8 @@ def test_groups_that_are_held(implementation):
     inside_R = np.isin(np.arange(50), np.r_[9:28])[:, None]
     rows_RD, d_h_RF = (jnp.where(inside_R, x, jnp.nan) for x in (rows_RD, d_h_RF))
     floats = rows_RD, gate_GDF[held], up_GDF[held], d_h_RF
-    actual = value_and_gradients(implementation)(*floats, None, size_G, jnp.int32(2))
-    for got, wanted in zip(actual, oracle(*floats, size_G, offset=2), strict=True):
+    actual = value_and_gradients(implementation)(floats, None, size_G, jnp.int32(2))
+    for got, wanted in zip(actual, oracles.oracle(floats, size_G, offset=2), strict=True):
         assert_near(got, wanted, jnp.float32)
 
 
@@ -243,7 +217,7 @@ def test_first_and_second_derivatives_equal_finite_differences(implementation):
 @interpreted_nightly
 def test_vmap(implementation):
     shape = shapes.TINY[0]
-    batch = [(*drawn(shape, size_G, seed=seed), slots, size_G) for seed in range(2)
+    batch = [(drawn(shape, size_G, seed=seed), slots, size_G) for seed in range(2)
              for slots, size_G in [slots_and_sizes(shape, seed)]]  # fmt: skip
     run = value_and_gradients(implementation)
     stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batch)
@@ -278,7 +252,7 @@ def test_replicated_matrices_under_shard_map(implementation, axis_type):
     h_RF, pull = jax.vjp(jax.jit(lambda x, gate, up: op(x, gate, up, *rows)), *operands)
     d_x_ND, *d_matrices = map(np.asarray, pull(put(d_h_RF, split)))
     wanted = [
-        value_and_gradients(implementation)(x, gate_GDF, up_GDF, d_h, own, sizes)
+        value_and_gradients(implementation)((x, gate_GDF, up_GDF, d_h), own, sizes)
         for (x, _, _, d_h), (own, sizes) in zip(floats, parts, strict=True)
     ]
     h_wanted, d_x_wanted, *d_matrices_wanted = zip(*wanted, strict=True)

@@ -15,7 +15,7 @@ from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
 
 pytestmark = topologies.needs_libtpu
 
-FOR_EVERY_CHANGE = {"qwen3_30b_a3b"}
+FOR_EVERY_CHANGE = {"many_experts"}
 MIXTRAL, *_, DEEPSEEK = shapes.PUBLISHED
 
 
@@ -64,7 +64,7 @@ def test_compiles_at_the_size_of_deepseek(mesh, generation):
 
 @pytest.mark.nightly
 @generations
-@pytest.mark.parametrize("shape", rows((*shapes.TINY, *shapes.SMALL)))
+@pytest.mark.parametrize("shape", rows((*shapes.TINY, shapes.SMALL[0])))
 def test_compiles_in_float32(mesh, generation, shape):
     assert max(vmem_of_kernels(compiled(mesh, shape, jnp.float32))) <= VMEM[generation]
 

@@ -67,7 +67,8 @@ def drawn(T, E, seed=0):
     return jnp.asarray(logit_TE, jnp.float32), jnp.asarray(prefer_TE, jnp.float32), jnp.asarray(valid_T)
 
 
-def check(implementation, T, E, k, score, renormalise=True, seed=0):
+def check(implementation, size, score, renormalise=True, seed=0):
+    T, E, k = size
     logit_TE, prefer_TE, valid_T = drawn(T, E, seed)
     got = gates(implementation, k, score, renormalise)(logit_TE, prefer_TE, valid_T)
     wanted = oracle(logit_TE, k, score, prefer_TE, valid_T, renormalise)
@@ -101,19 +102,19 @@ def test_a_preference_moves_the_choice_and_not_the_gate(implementation):
 @scores
 @pytest.mark.parametrize(("T", "E", "k"), [(37, 10, 3), (5, 130, 8)])
 def test_equals_the_oracle(implementation, score, T, E, k):
-    check(implementation, T, E, k, score)
+    check(implementation, (T, E, k), score)
 
 
 @interpreted_nightly
 @scores
 def test_without_renormalising_gates_are_scores(implementation, score):
-    check(implementation, 11, 6, 2, score, renormalise=False)
+    check(implementation, (11, 6, 2), score, renormalise=False)
 
 
 @interpreted_nightly
 @pytest.mark.parametrize(("T", "E", "k"), [(0, 4, 2), (9, 16, 16), (3, 512, 16), (4, 1, 1)])
 def test_extreme_sizes(implementation, T, E, k):
-    check(implementation, T, E, k, "softmax")
+    check(implementation, (T, E, k), "softmax")
 
 
 @interpreted_nightly
@@ -137,7 +138,7 @@ def test_any_size(implementation, score, data):
     T, E = data.draw(st.integers(0, 50)), data.draw(st.integers(1, 200))
     k, first = data.draw(st.integers(1, min(E, 16))), data.draw(st.integers(0, 2**31))
     for seed in range(first, first + 25):
-        check(implementation, T, E, k, score, seed=seed)
+        check(implementation, (T, E, k), score, seed=seed)
 
 
 def selected(logit_TE, prefer_TE, valid_T, score):
