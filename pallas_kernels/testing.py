@@ -85,16 +85,10 @@ def oracle_attention(q_BTHA, k_BTGA, v_BTGC, segment_BT, d_o_BTHC, window=None, 
 
 def draw_attention(shape, segment_BT, seed: int = 0, dtype=jnp.float32):
     """Normal (q, k, v, d_o) for an `AttentionShape`, NaN in padding."""
-    widths = (
-        (shape.H, shape.A),
-        (shape.G, shape.A),
-        (shape.G, shape.value_width),
-        (shape.H, shape.value_width),
-    )
-    keys = jax.random.split(jax.random.key(seed), len(widths))
-    real_BT11 = (jnp.asarray(segment_BT) > 0)[:, :, None, None]
-    normal = lambda key, width: jax.random.normal(key, (shape.B, shape.T, *width), dtype)
-    return [jnp.where(real_BT11, normal(*x), jnp.nan) for x in zip(keys, widths, strict=True)]
+    H, G, A, C = shape.H, shape.G, shape.A, shape.value_width
+    rng, real_BT11 = np.random.default_rng(seed), (np.asarray(segment_BT) > 0)[:, :, None, None]
+    normal = lambda *width: np.where(real_BT11, rng.standard_normal((shape.B, shape.T, *width)), np.nan)
+    return [jnp.asarray(normal(*width), dtype) for width in ((H, A), (G, A), (G, C), (H, C))]
 
 
 def assert_attention_close(actual, expected) -> None:

@@ -50,7 +50,7 @@ def value_and_gradients(implementation: str, window: int | None = None, scale: f
         static = {"window": window, "scale": scale, "implementation": implementation}
         op = lambda *qkv: segment_attention_with_lse(*qkv, segment_BT, **static)
         (o, lse), backward = jax.vjp(op, q, k, v)
-        return o, lse, *backward((o.dtype.type(1) * d_o, d_lse))
+        return o, lse, *backward((d_o, d_lse))
 
     return run
 
@@ -58,15 +58,13 @@ def value_and_gradients(implementation: str, window: int | None = None, scale: f
 def check(implementation, shape, segment_BT, dtype=jnp.float32, seed=0, scale=None):
     """Compare value and gradients with the oracle, with NaN in all padding."""
     q, k, v, d_o = draw_attention(shape, segment_BT, seed, dtype)
-    d_lse = jax.random.normal(jax.random.key(seed + 1), (shape.B, shape.H, shape.T))
+    d_lse = np.random.default_rng(seed + 1).standard_normal((shape.B, shape.H, shape.T)).astype(np.float32)
     run = value_and_gradients(implementation, shape.window, scale)
     actual = run(q, k, v, jnp.asarray(segment_BT), d_o, d_lse)
     expected = oracle_attention(q, k, v, segment_BT, d_o, shape.window, scale, d_lse)
     assert [x.dtype for x in actual] == [dtype, jnp.float32, dtype, dtype, dtype]
-    for name, one, other in zip(("o", "lse", "d_q", "d_k", "d_v"), actual, expected, strict=True):
-        seen = np.isfinite(other)
-        assert (np.isfinite(one) == seen).all(), name
-        assert_attention_close(jnp.where(seen, one, 0), np.where(seen, other, 0))
+    for one, other in zip(actual, expected, strict=True):
+        assert_attention_close(one, other)
 
 
 def packed_rows(shape, mean: int = 9) -> np.ndarray:
@@ -92,8 +90,9 @@ def test_three_tokens_by_hand(implementation):
 @others_nightly
 @tiny_shapes
 def test_equals_the_oracle(implementation, shape):
-    check(implementation, shape, packed_rows(shape))
-    check(implementation, shape, np.stack([shapes.one(shape.T)] * shape.B), seed=1)
+    """Many segments, one, none."""
+    for make in (lambda T: shapes.packed(T, mean=9), shapes.one, shapes.padding):
+        check(implementation, shape, np.stack([make(shape.T)] * shape.B))
 
 
 @implementations
@@ -138,7 +137,7 @@ def any_segments(rng: np.random.Generator, shape) -> np.ndarray:
 
 @others_nightly
 @settings(max_examples=10)
-@given(seed=st.integers(0, 2**32 - 1), window=st.sampled_from([None, 1, 5]))
+@given(seed=st.integers(0, 2**32 - 1), window=st.sampled_from([None, 5]))
 def test_any_segments(implementation, seed, window):
     shape = AttentionShape("short", B=2, T=21, H=4, G=2, A=4, window=window)
     check(implementation, shape, any_segments(np.random.default_rng(seed), shape), seed=seed % 1000)
@@ -205,8 +204,7 @@ def test_rows_and_heads_over_a_mesh(implementation):
         actual = run(*args, put(d_lse, "data", "tensor"))
         assert all(jax.typeof(x).sharding.spec == P(*rows, None) for x in (actual[0], *actual[2:]))
     for one, other in zip(actual, expected, strict=True):
-        seen = np.isfinite(other)
-        assert_attention_close(jnp.where(seen, np.asarray(one), 0), np.where(seen, other, 0))
+        assert_attention_close(one, other)
 
 
 @pytest.mark.parametrize("implementation", COMPILED)

@@ -41,8 +41,9 @@ def test_a_window_of_nothing():
 
 def test_types_are_promoted():
     q, k, v, segment_BT = operands(jnp.bfloat16)
-    assert segment_attention(q, k, v, segment_BT).dtype == jnp.bfloat16
-    o, lse = segment_attention_with_lse(q, k.astype(jnp.float32), v, segment_BT.astype(np.uint8))
+    assert jax.eval_shape(segment_attention, q, k, v, segment_BT).dtype == jnp.bfloat16
+    mixed = q, k.astype(jnp.float32), v, segment_BT.astype(np.uint8)
+    o, lse = jax.eval_shape(segment_attention_with_lse, *mixed)
     assert (o.dtype, lse.dtype) == (jnp.float32, jnp.float32)
 
 

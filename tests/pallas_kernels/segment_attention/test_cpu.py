@@ -86,7 +86,7 @@ def test_what_nobody_sees_is_not_computed(window, share):
     assert 0.1 * dense < counted.matmul_flops <= share * dense
 
 
-@pytest.mark.parametrize("window", [None, 256])
+@pytest.mark.parametrize("window", [None, pytest.param(256, marks=pytest.mark.nightly)])
 def test_memory_is_linear_in_length(window):
     """All scores of a row of 4096 in four heads would take 268 MB, of one of 8192 four times that."""
     shape = lambda T: AttentionShape("long", B=1, T=T, H=4, G=2, A=16, window=window)

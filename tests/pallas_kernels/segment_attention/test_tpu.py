@@ -22,8 +22,11 @@ from tests.pallas_kernels import interpreters
 V5E = Chip(flops=197e12, bandwidth=8.2e11, vmem=128 * 2**20, mxu=128)
 
 
+walks_of = {walk: jax.jit(walk, static_argnums=(1, 2, 3)) for walk in (query_walks, key_walks)}
+
+
 @settings(max_examples=10)
-@given(st.integers(1, 300), st.sampled_from([(16, 32), (32, 16), (64, 16), (16, 16)]), st.integers(1, 200))
+@given(st.integers(1, 300), st.sampled_from([(16, 32), (64, 16)]), st.sampled_from([1, 17, 50, 200]))
 def test_the_grid_is_as_long_as_the_longest_walk(seed, sizes, window):
     """A walk longer than the grid would lose blocks."""
     blocks, T = Blocks(*sizes), 192
@@ -33,7 +36,7 @@ def test_the_grid_is_as_long_as_the_longest_walk(seed, sizes, window):
         (query_walks, max(blocks.walks(T, window))),
         (key_walks, max(blocks.walks_back(T, window))),
     ):
-        walk = Walk(*np.moveaxis(np.asarray(walks(jnp.asarray(segment_BT), *sizes, window)), 2, 0))
+        walk = Walk(*np.moveaxis(np.asarray(walks_of[walks](segment_BT, *sizes, window)), 2, 0))
         assert (walk.end - walk.first <= longest).all()
         assert (walk.end > walk.first).all()  # nobody's block is visited too: to write zeros
 
