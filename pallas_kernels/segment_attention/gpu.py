@@ -15,9 +15,9 @@ from pallas_kernels.segment_attention.gpu_parts import TILE, Tiles
 PLATFORM = "cuda"
 DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16)))
 WIDTHS = (64, 128)
-# what a computing thread's 240 registers can hold beside its sums; the keys' kernel for 128 spills up to 40 bytes
+# what a computing thread's 240 registers hold beside its sums; for 128, the keys' kernel spills a few of them
 FORWARD = {64: Tiles(128, 4), 128: Tiles(128, 2)}
-QUERIES = {64: Tiles(128, 3), 128: Tiles(64, 3)}
+QUERIES = {64: Tiles(128, 3), 128: Tiles(64, 4)}
 KEYS = {64: Tiles(64, 4), 128: Tiles(64, 3)}
 
 
@@ -26,7 +26,7 @@ def forward(q_BTHA, k_BTGA, v_BTGC, segment_BT, *, window: int | None, scale: fl
     v_BTGC = zero_padding(segment_BT, v_BTGC)
     how = FORWARD[q_BTHA.shape[3]]
     operands = (q_BTHA, k_BTGA, v_BTGC, Segments.of(segment_BT, TILE))
-    o_BTHC, lse_BHP = gpu_forward.forward(*operands, window=window, scale=scale, how=how)
+    o_BTHC, lse_BHP = gpu_forward.forward(operands, window=window, scale=scale, how=how)
     return o_BTHC, lse_BHP[:, :, : q_BTHA.shape[1]], None
 
 
@@ -53,12 +53,12 @@ def backward(
     q_BTHA, k_BTGA, d_o_BTHC = (zero_padding(segment_BT, x) for x in (q_BTHA, k_BTGA, d_o_BTHC))
     operands = (q_BTHA, k_BTGA, v_BTGC, Segments.of(segment_BT, TILE), *starts, d_o_BTHC)
     static, A = {"window": window, "scale": scale}, q_BTHA.shape[3]
-    d_q_BTHA = gpu_backward.queries(*operands, **static, how=QUERIES[A])
-    d_k_BTGA, d_v_BTGC = gpu_backward.keys(*operands, **static, how=KEYS[A])
+    d_q_BTHA = gpu_backward.queries(operands, **static, how=QUERIES[A])
+    d_k_BTGA, d_v_BTGC = gpu_backward.keys(operands, **static, how=KEYS[A])
     return d_q_BTHA, d_k_BTGA, d_v_BTGC
 
 
-def refusal(function: str, q_BTHA, k_BTGA, v_BTGC, segment_BT, *others, window, scale) -> str | None:
+def refusal(function: str, q_BTHA, k_BTGA, v_BTGC, *others, scale: float, **static) -> str | None:
     """Why these operands cannot be served, or None."""
     A, C = q_BTHA.shape[3], v_BTGC.shape[3]
     if not this_chip().hopper:

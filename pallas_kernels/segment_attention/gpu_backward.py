@@ -22,30 +22,23 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.segment_attention import gpu_parts as parts
-from pallas_kernels.segment_attention.blocks import Segments, Walk, key_walks, query_walks
+from pallas_kernels.segment_attention.blocks import Walk, key_walks, query_walks
 from pallas_kernels.segment_attention.gpu_parts import FETCHER, ROWS, TILE, Tiles, ring
 from pallas_kernels.varying import like
 
 
-def queries(
-    q_BTHA,
-    k_BTGA,
-    v_BTGC,
-    segments: Segments,
-    score_start_BHP,
-    d_share_start_BHP,
-    d_o_BTHC,
-    *,
-    window,
-    scale,
-    how: Tiles,
-):
-    """d_q_BTHA; sums of scores begin at -lse / scale, those of d_share at -delta, both 0 for padding."""
+def queries(operands, *, window: int | None, scale: float, how: Tiles):
+    """From (q_BTHA, k_BTGA, v_BTGC, Segments, score_start_BHP, d_share_start_BHP, d_o_BTHC): d_q_BTHA.
+
+    Sums of scores begin at -lse / scale, those of d_share at -delta; both are 0 for padding.
+    """
+    q_BTHA, k_BTGA, v_BTGC, segments, *others = operands
     (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, (keys, stages) = q_BTHA.dtype, P // TILE, how
     unit = scale * parts.LOG2_E
 
-    def kernel(q, k, v, query_segments, key_segments, score_start, d_share_start, d_o, walks, d_q, *scratch):
+    def kernel(*refs):
+        q, k, v, query_segments, key_segments, score_start, d_share_start, d_o, walks, d_q, *scratch = refs
         q_tiles, d_o_tiles, k_tiles, v_tiles, mine_there, k_there, v_there, k_done, v_done = scratch
         batch, head, me = (lax.axis_index(name) for name in ("batch", "head", "warpgroup"))
         tile = num_tiles - 1 - lax.axis_index("tile")  # the longest walks first
@@ -164,23 +157,12 @@ def queries(
         kernel_name="segment_attention_queries",
     )
     walk_BI4 = query_walks(segments.key_BP, TILE, keys, window)
-    return call(q_BTHA, k_BTGA, v_BTGC, *segments, score_start_BHP, d_share_start_BHP, d_o_BTHC, walk_BI4)
+    return call(q_BTHA, k_BTGA, v_BTGC, *segments, *others, walk_BI4)
 
 
-def keys(
-    q_BTHA,
-    k_BTGA,
-    v_BTGC,
-    segments: Segments,
-    score_start_BHP,
-    d_share_start_BHP,
-    d_o_BTHC,
-    *,
-    window,
-    scale,
-    how: Tiles,
-):
-    """(d_k_BTGA, d_v_BTGC); the starts are as for `queries`."""
+def keys(operands, *, window: int | None, scale: float, how: Tiles):
+    """From the same operands as `queries`: (d_k_BTGA, d_v_BTGC)."""
+    q_BTHA, k_BTGA, v_BTGC, segments, *others = operands
     (B, _, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, heads, (queries, stages) = q_BTHA.dtype, P // TILE, H // G, how
     unit = scale * parts.LOG2_E
@@ -300,4 +282,4 @@ def keys(
         kernel_name="segment_attention_keys",
     )
     walk_BJ4 = key_walks(segments.key_BP, queries, TILE, window)
-    return call(q_BTHA, k_BTGA, v_BTGC, *segments, score_start_BHP, d_share_start_BHP, d_o_BTHC, walk_BJ4)
+    return call(q_BTHA, k_BTGA, v_BTGC, *segments, *others, walk_BJ4)

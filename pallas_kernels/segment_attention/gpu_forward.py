@@ -22,20 +22,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.segment_attention import gpu_parts as parts
-from pallas_kernels.segment_attention.blocks import Segments, Walk, query_walks
+from pallas_kernels.segment_attention.blocks import Walk, query_walks
 from pallas_kernels.segment_attention.gpu_parts import FETCHER, PER_ROW, ROWS, TILE, Tiles, ring
 from pallas_kernels.varying import like
 
 LOWEST = -1e30  # below every score; finite, so that a row that has seen nothing yet needs no case of its own
 
 
-def forward(q_BTHA, k_BTGA, v_BTGC, segments: Segments, *, window: int | None, scale: float, how: Tiles):
-    """(o_BTHC, lse_BHP); P is T in whole tiles."""
+def forward(operands, *, window: int | None, scale: float, how: Tiles):
+    """From (q_BTHA, k_BTGA, v_BTGC, Segments): (o_BTHC, lse_BHP); P is T in whole tiles."""
+    q_BTHA, k_BTGA, v_BTGC, segments = operands
     (B, T, H, A), (G, C), P = q_BTHA.shape, v_BTGC.shape[2:], segments.key_BP.shape[1]
     dtype, num_tiles, (keys, stages) = q_BTHA.dtype, P // TILE, how
     unit = scale * parts.LOG2_E
 
-    def kernel(q, k, v, query_segments, key_segments, walks, o, lse, *scratch):
+    def kernel(*refs):
+        q, k, v, query_segments, key_segments, walks, o, lse, *scratch = refs
         q_tiles, k_tiles, v_tiles, lse_rows, q_there, k_there, v_there, k_done, v_done, turns = scratch
         batch, head, me = (lax.axis_index(name) for name in ("batch", "head", "warpgroup"))
         tile = num_tiles - 1 - lax.axis_index("tile")  # the longest walks first

@@ -4,6 +4,7 @@ A block of threads is three warp groups. Two compute, each for 64 rows of its ow
 for both. A product takes its left side from registers or shared memory, its right side from shared memory.
 """
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -78,13 +79,19 @@ def wait_for_room(done, step, stages: int):
 
 
 def load_rows(ref):
-    """A number per row, out of the main memory."""
-    return plgpu.load(ref, (), layout=PER_ROW, optimized=False)
+    """A number per row."""
+    return _load(ref, PER_ROW)
+
+
+def _load(ref, layout):
+    """Into registers; jax 0.10 wants an index beside the reference."""
+    index = ((),) if "idx" in inspect.signature(plgpu.load).parameters else ()
+    return plgpu.load(ref, *index, layout=layout, optimized=False)
 
 
 def load_columns(ref):
-    """A number per column, out of shared memory."""
-    return plgpu.load(ref, (), layout=PER_COLUMN)
+    """A number per column."""
+    return _load(ref, PER_COLUMN)
 
 
 def masked(score_RC, segment_R, column_segments, first_column, low_R, high_R):
@@ -93,9 +100,7 @@ def masked(score_RC, segment_R, column_segments, first_column, low_R, high_R):
     Segments come before bounds, with a wall between, so that what both need is not in registers at once.
     """
     shape = score_RC.shape
-    segment_C = plgpu.load(
-        column_segments.at[pl.ds(first_column, shape[1])], (), layout=PER_COLUMN, optimized=False
-    )
+    segment_C = load_columns(column_segments.at[pl.ds(first_column, shape[1])])
     same_RC = spread_rows(segment_R, shape) == spread_columns(segment_C, shape)
     score_RC = lax.optimization_barrier(jnp.where(same_RC, score_RC, -jnp.inf))
     at_RC = first_column + plgpu.broadcasted_iota(jnp.int32, shape, 1, layout=LAYOUT)

@@ -50,7 +50,7 @@ def choose(function: str, width: int, itemsize: int) -> Tiles:
     return {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 1)}.get(_power(width, 64), Tiles(32, 32, 8, 1))
 
 
-def refusal(function: str, q_BTHA, k_BTGA, v_BTGC, segment_BT, *others, window, scale) -> str | None:
+def refusal(function: str, q_BTHA, k_BTGA, v_BTGC, *others, scale: float, **static) -> str | None:
     """Why these operands cannot be served, or None."""
     if q_BTHA.dtype not in DTYPES:
         return f"it multiplies {', '.join(dtype.name for dtype in DTYPES)}, not {q_BTHA.dtype}"
@@ -166,7 +166,8 @@ def _hide(score_QK, queries, keys, query_segment_Q, key_segment_K, window):
     return jnp.where(seen_QK, score_QK, -jnp.inf)
 
 
-def _forward_kernel(q, k, v, query_segments, key_segments, walks, o, lse, *, tiles: Tiles, window, unit):
+def _forward_kernel(*refs, tiles: Tiles, window, unit):
+    q, k, v, query_segments, key_segments, walks, o, lse = refs
     (_, T, H, _), G = q.shape, k.shape[2]
     batch, at, head = _place(walks, H, backwards=True)
     wide, wide_v = _widths(q, v)
@@ -198,9 +199,8 @@ def _forward_kernel(q, k, v, query_segments, key_segments, walks, o, lse, *, til
     store(lse, lse_Q, batch, head, queries)
 
 
-def _queries_kernel(
-    q, k, v, query_segments, key_segments, lse, delta, d_o, walks, d_q, *, tiles: Tiles, window, scale
-):
+def _queries_kernel(*refs, tiles: Tiles, window, scale):
+    q, k, v, query_segments, key_segments, lse, delta, d_o, walks, d_q = refs
     (_, T, H, _), G = q.shape, k.shape[2]
     batch, at, head = _place(walks, H, backwards=True)
     wide, wide_v = _widths(q, v)
@@ -225,9 +225,8 @@ def _queries_kernel(
     store(d_q, _fold(step, _walk(walks, batch, at), zero_QA) * scale, batch, queries, head, wide)
 
 
-def _keys_kernel(
-    q, k, v, query_segments, key_segments, lse, delta, d_o, walks, d_k, d_v, *, tiles: Tiles, window, scale
-):
+def _keys_kernel(*refs, tiles: Tiles, window, scale):
+    q, k, v, query_segments, key_segments, lse, delta, d_o, walks, d_k, d_v = refs
     (_, T, H, _), G = q.shape, k.shape[2]
     batch, at, group = _place(walks, G, backwards=False)
     wide, wide_v = _widths(q, v)
