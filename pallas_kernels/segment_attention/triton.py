@@ -44,10 +44,10 @@ def choose(function: str, width: int, itemsize: int) -> Tiles:
     if itemsize == 4:
         return Tiles(32, 32, 4, 1)
     if function == "forward":
-        return {64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 2)}.get(
+        return {64: Tiles(128, 32, 4, 3), 128: Tiles(128, 64, 8, 2)}.get(
             _power(width, 64), Tiles(64, 32, 8, 1)
         )
-    return {64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 8, 1)}.get(_power(width, 64), Tiles(32, 32, 8, 1))
+    return {64: Tiles(64, 32, 4, 2), 128: Tiles(64, 64, 8, 1)}.get(_power(width, 64), Tiles(32, 32, 8, 1))
 
 
 def refusal(function: str, q_BTHA, k_BTGA, v_BTGC, *others, scale: float, **static) -> str | None:

@@ -119,7 +119,7 @@ def ptxas(text: str) -> list[dict[str, int]]:
     return [{"spilled": int(spilled), "registers": int(registers)} for spilled, registers in found]
 
 
-KERNELS = ("grouped_", "int8_", "slot_", "union_")  # how names of ours begin
+KERNELS = ("grouped_", "int8_", "segment_", "slot_", "union_")  # how names of ours begin
 
 
 class PtxKernel(NamedTuple):
