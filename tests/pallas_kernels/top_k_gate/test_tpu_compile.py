@@ -31,10 +31,10 @@ def test_compiles(generation, T, E, k):
 
 
 @topologies.needs_libtpu
-def test_more_vmem_than_there_is_by_default_is_refused(monkeypatch):
-    monkeypatch.setattr(tpu, "ROWS", 2**16)
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)vmem"):
-        compiled("v6e", 2**16, 256, 8)
+def test_unaligned_blocks_are_refused(monkeypatch):
+    monkeypatch.setattr(tpu, "ROWS", 100)
+    with pytest.raises(ValueError, match="divisible by 8 and 128"):
+        compiled("v6e", 256, 64, 8)
 
 
 def test_what_a_tpu_lacks():
