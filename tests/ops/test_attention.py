@@ -1,4 +1,4 @@
-"""Masks by hand; mixing against float64 loops, in chunks too."""
+"""Masks by hand; mixing against float64 loops."""
 
 import chex
 import jax
@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.ops import attention
 from moejax.ops.attention import mix, visible
 from moejax.seams import MaskRule
 from tests.contracts import oracles
@@ -41,23 +40,24 @@ def test_a_window_counts_the_query_itself():
     np.testing.assert_array_equal(seen_TS, np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1]], bool))
 
 
-def random_rule(T, window=None):
+def random_rule(T, window=None, own_row=True):
     rng = np.random.default_rng(0)
     at_BT = np.broadcast_to(np.arange(T), (2, T))
-    pos_BT, seg_BT, valid_BT = at_BT % 5, 1 + at_BT // 5, rng.random((2, T)) < 0.7
-    return MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, valid_BT, window, own_row=True)
+    pos_BT, seg_BT, valid_BT = at_BT % 5, at_BT // 5, rng.random((2, T)) < 0.7
+    return MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, valid_BT, window, own_row=own_row)
 
 
 @pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("min_chunk", [64, 3])
-def test_equals_loops(window, min_chunk, monkeypatch):
-    """In one piece and in chunks of queries; rows without any visible key give zeros."""
-    monkeypatch.setattr(attention, "MIN_CHUNK", min_chunk)
+@pytest.mark.parametrize("own_row", [True, False])
+def test_equals_loops(window, own_row):
+    """By the kernel and over a slot; rows that see no key give zeros, absent ones of the kernel too."""
     rng, T = np.random.default_rng(1), 13
     q_BTHA, k_BSGA, v_BSGA = (rng.standard_normal((2, T, heads, 4)) for heads in (6, 2, 2))
-    mask = random_rule(T, window)
+    mask = random_rule(T, window, own_row)
     want_BTHA = oracles.attend(q_BTHA, k_BSGA, v_BSGA, mask)
     assert (want_BTHA == 0).all(-1).any(), "this mask leaves no query without a key"
+    if own_row:
+        want_BTHA = np.where(mask.k_valid_BS[:, :, None, None], want_BTHA, 0)
     with jax.enable_x64(True):
         np.testing.assert_allclose(mix(q_BTHA, k_BSGA, v_BSGA, mask), want_BTHA, rtol=1e-10, atol=1e-12)
         slopes = jax.grad(lambda q, k, v: jnp.sum(jnp.square(mix(q, k, v, mask))), argnums=(0, 1, 2))
