@@ -9,14 +9,15 @@ import pytest
 from pallas_kernels import grouped_swiglu
 from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Tiles
-from pallas_kernels.grouped_swiglu import shapes
+from pallas_kernels.grouped_swiglu import shapes, tpu
+from pallas_kernels.grouped_swiglu.tpu_tiles import SWIGLU
 from tests.pallas_kernels import topologies
 from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
 
 pytestmark = topologies.needs_libtpu
 
 FOR_EVERY_CHANGE = {"many_experts"}
-MIXTRAL, *_, DEEPSEEK = shapes.PUBLISHED
+DEEPSEEK = shapes.PUBLISHED[-1]
 
 
 @pytest.fixture
@@ -77,7 +78,17 @@ def test_gradients_compile(mesh, generation):
 
 
 @pytest.mark.parametrize("generation", ["v6e"])
-def test_blocks_that_do_not_fit_are_refused(mesh, generation, monkeypatch):
-    monkeypatch.setattr(tpu_tiles, "choose", lambda *_: Tiles(512, MIXTRAL.D, MIXTRAL.F))
+def test_more_vmem_than_was_granted_is_refused(mesh, generation, monkeypatch):
+    """The model of VMEM is held to what the compiler counts."""
+    stingy = SWIGLU._replace(vmem=lambda problem, tiles: SWIGLU.vmem(problem, tiles) // 3)
+    monkeypatch.setattr(tpu, "SWIGLU", stingy)
+    monkeypatch.setattr(tpu_tiles, "choose", lambda *_: Tiles(256, 512, 1024))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)vmem"):
-        compiled(mesh, MIXTRAL, jnp.bfloat16)
+        compiled(mesh, shapes.SMALL[0], jnp.bfloat16)
+
+
+@pytest.mark.parametrize("generation", ["v6e"])
+def test_unaligned_blocks_are_refused(mesh, generation, monkeypatch):
+    monkeypatch.setattr(tpu_tiles, "choose", lambda *_: Tiles(100, 100, 100))
+    with pytest.raises(ValueError, match="divisible by 8 and 128"):
+        compiled(mesh, shapes.SMALL[0], jnp.bfloat16)
