@@ -135,6 +135,7 @@ def strike(step: int) -> None:
     what = plan().at("step", step)
     if what in SIGNALS:
         os.kill(os.getpid(), SIGNALS[what])
+        time.sleep(0.2)  # for the thread that takes signals: the step may be over before it wakes
     elif what == "hang":
         time.sleep(3600)
 
