@@ -20,6 +20,7 @@ from moejax.bench.report import Bar, Measure, Report
 from moejax.bench.run import finish
 from moejax.errors import UsageError
 from moejax.flags import Call, Program
+from moejax.host_memory import keep_pages
 from pallas_kernels import implementations
 from pallas_kernels.grouped_matmul import shapes
 
@@ -154,6 +155,7 @@ def define(values: flags.FlagValues) -> None:
 
 def main(call: Call) -> None:
     """Flags to a run of the benchmark."""
+    keep_pages()  # as train.py does
     values = {name: call.flags[name].value for name in ("size", "only", "rounds", "json")}
     if values["size"] not in ("", "tiny"):
         raise UsageError(f"--size={values['size']} is not a size; --size=tiny, or none")

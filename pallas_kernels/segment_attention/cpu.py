@@ -153,8 +153,8 @@ def backward(
             d_o_BGhQC, delta_BGhQ1 = (d_o_BGhQC * unit_BGhQ1).astype(q_BTHA.dtype), delta_BGhQ1 * unit_BGhQ1
         q_BGRA, d_o_BGRC, delta_BGR1 = (_rows(x) for x in (q_BGhQA, d_o_BGhQC, delta_BGhQ1))
         d_share_BGRK = _dot("BGRC,BGKC->BGRK", d_o_BGRC, v_BGKC)
-        d_score_BGRK = (share_BGRK * (d_share_BGRK - delta_BGR1) * scale).astype(q_BTHA.dtype)
-        d_q_BGRA = _dot("BGRK,BGKA->BGRA", d_score_BGRK, k_BGKA)
+        d_score_BGRK = (share_BGRK * (d_share_BGRK - delta_BGR1)).astype(q_BTHA.dtype)
+        d_q_BGRA = _dot("BGRK,BGKA->BGRA", d_score_BGRK, k_BGKA) * scale
         d_k_BGKA = _dot("BGRK,BGRA->BGKA", d_score_BGRK, q_BGRA)
         d_v_BGKC = _dot("BGRK,BGRC->BGKC", share_BGRK, d_o_BGRC)
         at = band.first_key(first)
@@ -166,7 +166,8 @@ def backward(
     for i, band in enumerate(bands(T, _score_bytes(q_BTHA), window)):
         carry, d_q_BGhTA = band.each(chunk, carry, None if kept is None else kept[i])
         d_q.append(d_q_BGhTA)
-    d_k_BTGA, d_v_BTGC = (jnp.swapaxes(x, 1, 2).astype(q_BTHA.dtype) for x in carry)
+    d_k_BGSA, d_v_BGSC = carry
+    d_k_BTGA, d_v_BTGC = (jnp.swapaxes(x, 1, 2).astype(q_BTHA.dtype) for x in (d_k_BGSA * scale, d_v_BGSC))
     return _positions_first(jnp.concatenate(d_q, axis=3)), d_k_BTGA, d_v_BTGC
 
 
