@@ -97,22 +97,26 @@ def _fetching(kernel, x_ND, index_R, count: int, total: int):
         kernel(_arrived(index, words, buffer, arrival, steps), *blocks)
 
     def call(operands, blocks, results, result_blocks):
-        return pl.pallas_call(
-            body,
-            results,
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=1,
-                grid=(cores, pl.cdiv(steps, cores)),
-                in_specs=[pl.BlockSpec(memory_space=pl.ANY), *blocks],
-                out_specs=result_blocks,
-                scratch_shapes=[
-                    pltpu.VMEM((2, count, words.shape[1]), words.dtype),
-                    pltpu.SemaphoreType.DMA((2,)),
-                ],
-            ),
-            compiler_params=pltpu.CompilerParams(("parallel", "arbitrary"), vmem_limit_bytes=LIMIT),
-            name=kernel.__name__.strip("_"),
-        )(index_R, words, *operands)
+        # one after the other under vmap: an array that is not cut into blocks cannot get one more dim
+        run = jax.custom_batching.sequential_vmap(
+            pl.pallas_call(
+                body,
+                results,
+                grid_spec=pltpu.PrefetchScalarGridSpec(
+                    num_scalar_prefetch=1,
+                    grid=(cores, pl.cdiv(steps, cores)),
+                    in_specs=[pl.BlockSpec(memory_space=pl.ANY), *blocks],
+                    out_specs=result_blocks,
+                    scratch_shapes=[
+                        pltpu.VMEM((2, count, words.shape[1]), words.dtype),
+                        pltpu.SemaphoreType.DMA((2,)),
+                    ],
+                ),
+                compiler_params=pltpu.CompilerParams(("parallel", "arbitrary"), vmem_limit_bytes=LIMIT),
+                name=kernel.__name__.strip("_"),
+            )
+        )
+        return run(index_R, words, *operands)
 
     return call
 

@@ -56,6 +56,15 @@ def test_compiles_in_float32(mesh, generation, shape):
 
 
 @pytest.mark.parametrize("generation", ["v6e"])
+@pytest.mark.parametrize("slots_in_axes", [None, 0], ids=["shared_slots", "own_slots"])
+def test_compiles_under_vmap(mesh, generation, slots_in_axes):
+    batch = () if slots_in_axes is None else (3,)
+    operands = ((3, 64, 256), jnp.bfloat16), ((*batch, 128), jnp.int32), ((*batch, 64, 2), jnp.int32)
+    there = jax.vmap(permute, (0, slots_in_axes, slots_in_axes))
+    assert "tpu_custom_call" in topologies.compiled(mesh, there, *operands).as_text()
+
+
+@pytest.mark.parametrize("generation", ["v6e"])
 def test_more_vmem_than_was_granted_is_refused(mesh, generation, monkeypatch):
     monkeypatch.setattr(tpu, "LIMIT", 2**18)
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)vmem"):

@@ -198,7 +198,7 @@ def test_first_and_second_derivatives_equal_finite_differences(implementation, s
             np.testing.assert_allclose(jnp.vdot(jax.grad(f)(at), step), difference, rtol=1e-5)
 
 
-@interpreted_nightly
+@pytest.mark.parametrize("implementation", COMPILED)  # the interpreter cannot; Mosaic does
 def test_vmap(implementation):
     batch = [drawn(7, 10, seed) for seed in range(3)]
     run = gates(implementation, 2)

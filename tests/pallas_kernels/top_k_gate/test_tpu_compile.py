@@ -31,6 +31,13 @@ def test_compiles(generation, T, E, k):
 
 
 @topologies.needs_libtpu
+def test_compiles_under_vmap():
+    with topologies.tpu("v6e") as mesh:
+        gates = jax.vmap(functools.partial(top_k_gate, k=2))
+        assert len(vmem_of_kernels(topologies.compiled(mesh, gates, ((3, 64, 16), jnp.float32)))) == 1
+
+
+@topologies.needs_libtpu
 def test_unaligned_blocks_are_refused(monkeypatch):
     monkeypatch.setattr(tpu, "ROWS", 100)
     with pytest.raises(ValueError, match="divisible by 8 and 128"):
