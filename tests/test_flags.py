@@ -12,6 +12,7 @@ import pytest
 from moejax import flags
 from moejax.errors import UsageError
 from tests import door
+from tests.own_words import own_words
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SELECTOR = "--config.model.groups[0].blocks[0].ffn.selector"
@@ -69,7 +70,8 @@ def test_bad_combinations_are_usage_errors(argv, message, capsys, monkeypatch):
 def test_a_process_that_was_called_wrongly_exits_with_2(argv):
     ended = start(*argv)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: ") and "Traceback" not in ended.stderr
+    told = own_words(ended.stderr)
+    assert told.startswith("error: ") and "Traceback" not in told
 
 
 def test_overrides_reach_the_config_in_either_form():
@@ -165,7 +167,7 @@ def test_a_reader_that_leaves_is_no_error():
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert own_words(process.stderr.read()) == ""
     assert process.returncode == 141
 
 

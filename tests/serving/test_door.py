@@ -12,6 +12,7 @@ import moejax
 from moejax.flags import main
 from moejax.serving.door import PROGRAM
 from moejax.serving.generate import generate
+from tests.own_words import own_words
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -141,7 +142,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(saved):
     with server:
         server.stdout.close()
         _, errors = server.communicate(data, timeout=200)
-    assert (server.returncode, errors) == (0, b"")
+    assert (server.returncode, own_words(errors)) == (0, "")
 
 
 def test_the_model_is_not_touched(saved):

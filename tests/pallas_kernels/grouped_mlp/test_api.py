@@ -13,6 +13,7 @@ from pallas_kernels import grouped_mlp
 from pallas_kernels.grouped_mlp import api
 from pallas_kernels.grouped_swiglu.shapes import TINY, SwigluShape
 from pallas_kernels.testing import group_rows
+from tests.pallas_kernels.grouped_swiglu import oracles
 from tests.pallas_kernels.grouped_swiglu import test_api as swiglu
 
 EVERYWHERE = tuple(name for name, module in api.IMPLEMENTATIONS.items() if module.PLATFORM is None)
@@ -28,7 +29,7 @@ def oracle(rows_RD, gate_GDF, up_GDF, down_GFD, d_y_RD, size_G, activation="silu
     groups = group_rows(size_G, 0, len(gate_GDF))
     for down_FD, rows in zip(down_GFD, groups, strict=True):
         d_h_RF[rows] = d_y_RD[rows] @ down_FD.T
-    h_RF, *slopes = swiglu.oracle(rows_RD, gate_GDF, up_GDF, d_h_RF, size_G, activation)
+    h_RF, *slopes = oracles.oracle((rows_RD, gate_GDF, up_GDF, d_h_RF), size_G, activation)
     y_RD, d_down_GFD = np.zeros_like(d_y_RD), np.zeros_like(down_GFD)
     for g, rows in enumerate(groups):
         y_RD[rows], d_down_GFD[g] = h_RF[rows] @ down_GFD[g], h_RF[rows].T @ d_y_RD[rows]
