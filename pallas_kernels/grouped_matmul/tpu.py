@@ -23,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels.grouped_matmul import tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Problem, Tiles, most_visits
 from pallas_kernels.grouped_matmul.visits import walk
+from pallas_kernels.tpu_chips import this_chip
 from pallas_kernels.varying import like
 
 PLATFORM = "tpu"
@@ -172,7 +173,7 @@ def _visits(group_V, tile_V, real_V, start_G, end_G, rows: int) -> Visits:
 
 def _tiles(op: tpu_tiles.Op, problem: Problem) -> tuple[Tiles, int]:
     """The tiles and the bytes of VMEM that they need."""
-    tiles = tpu_tiles.choose(op, problem, tpu_tiles.this_chip())
+    tiles = tpu_tiles.choose(op, problem, this_chip())
     return tiles, op.vmem(problem, tiles)
 
 

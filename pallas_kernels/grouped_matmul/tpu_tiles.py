@@ -15,26 +15,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.tpu_chips import FLOAT32_PASSES, STEP_SECONDS, VMEM_SHARE, Chip
 
 LANES = 128
-STEP_SECONDS = 0.35e-6
-VMEM_SHARE = 0.75  # what a kernel may take; the rest is for what the compiler keeps there around it
-FLOAT32_PASSES = 6  # bfloat16 products in one of float32
 # what a kernel is granted beyond what is counted: registers that spill, the compiler's own
 SPILL_SHARE, SPILL_BYTES = 0.25, 2**20
 MOST_ROWS, MOST_WIDTH = 512, 2048
 VISITS_IN_SMEM = 16384  # a few hundred KiB of its MiB
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What the model knows of a TPU core."""
-
-    flops: float  # bfloat16, per second
-    bandwidth: float  # of the main memory, bytes per second
-    vmem: int  # bytes
-    mxu: int  # rows and columns of its matrix unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +49,6 @@ class Problem:
 def most_visits(num_rows: int, num_groups: int, rows: int) -> int:
     """The most pairs of a tile of so many rows and a group in it, where none is without the other."""
     return -(-num_rows // rows) + num_groups - 1
-
-
-def this_chip() -> Chip:
-    """The TPU that programs are traced for; where none is known, one with the least VMEM since v5."""
-    try:
-        info = pltpu.get_tpu_info()
-    except ValueError:
-        info = pltpu.get_tpu_info_for_chip(pltpu.ChipVersion.TPU_V5P, 1)
-    return Chip(
-        info.bf16_ops_per_second,
-        info.mem_bw_bytes_per_second,
-        info.vmem_capacity_bytes,
-        info.mxu_column_size,
-    )
 
 
 def matmul_vmem(problem: Problem, tiles: Tiles) -> int:

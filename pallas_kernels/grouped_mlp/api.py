@@ -3,18 +3,14 @@
 Letters: N tokens, R rows, D width, F width of an expert, G groups.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import implementations
 from pallas_kernels.derivatives import differentiable
 from pallas_kernels.grouped_matmul.api import grouped_matmul
 from pallas_kernels.grouped_matmul.groups import bounds_of, sizes_behind
 from pallas_kernels.grouped_mlp import cpu, gpu, reference, tpu
-from pallas_kernels.grouped_swiglu.api import check_operands, grouped_swiglu, sources
-from pallas_kernels.permute.api import unpermute
+from pallas_kernels.grouped_swiglu.api import How, check_operands, grouped_swiglu, passes
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
 IMPLEMENTATIONS = {"tpu": tpu, "gpu": gpu, "xla_tiles": cpu, "reference": reference}
@@ -69,36 +65,11 @@ def grouped_mlp(
         return vary(jnp.zeros((num_rows, D), dtype), varying_axes(*floats, *bounds))
     floats = (x.astype(dtype) for x in floats)
     *operands, start_G, end_G = vary_alike(*floats, *(slots or ()), *bounds)
-    how = _How(activation, keep, implementation)
+    how = How(activation, keep, implementation)
     return _mlp(tuple(operands[:4]), (start_G, end_G, *operands[4:]), how)
 
 
-class _How(NamedTuple):
-    """What is known when the program is traced."""
-
-    activation: str
-    keep: bool
-    implementation: str | None  # None: the best of the platform that the program is compiled for
-
-
-def _forward(floats, rows, how: _How, keep: bool):
-    """`rows` are the first and end row of every group and, where tokens have slots, these."""
-    (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
-    operands = x_ND, sources(*slots), *weights, start_G, end_G
-    static = {"activation": how.activation, "keep": keep and how.keep}
-    return implementations.run(IMPLEMENTATIONS, "forward", how.implementation, operands, **static)
-
-
-def _backward(d_y_RD, floats, rows, kept, how: _How):
-    (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
-    operands = d_y_RD, x_ND, sources(*slots), *weights, start_G, end_G, *kept
-    d_rows_RD, *d_weights = implementations.run(
-        IMPLEMENTATIONS, "backward", how.implementation, operands, activation=how.activation
-    )
-    return (unpermute(d_rows_RD, *slots) if slots else d_rows_RD, *d_weights)
-
-
-def _meaning(floats, rows, how: _How):
+def _meaning(floats, rows, how: How):
     (x_ND, gate_GDF, up_GDF, down_GFD), (start_G, end_G, *slots) = floats, rows
     groups = {"group_sizes_G": sizes_behind(start_G, end_G), "group_offset": 1}
     h_RF = grouped_swiglu(
@@ -107,4 +78,4 @@ def _meaning(floats, rows, how: _How):
     return grouped_matmul(h_RF, down_GFD, **groups)
 
 
-_mlp = differentiable(_forward, _backward, _meaning)
+_mlp = differentiable(*passes(IMPLEMENTATIONS), _meaning)

@@ -10,7 +10,7 @@ from pallas_kernels.grouped_swiglu.activations import gated
 def forward(x_ND, source_R, gate_GDF, up_GDF, down_GFD, start_G, end_G, *, activation, keep):
     """See `reference.forward`."""
     bounds = start_G, end_G
-    static = {"activation": activation, "dtype": x_ND.dtype, "keep": keep}
+    static = {"activation": activation, "keep": keep}
     operands = x_ND, source_R, gate_GDF, up_GDF, *bounds
     h_RF, *kept = implementations.run(swiglu.IMPLEMENTATIONS, "forward", None, operands, **static)
     return grouped_matmul(h_RF, down_GFD, sizes_behind(*bounds), group_offset=1), *kept
@@ -23,7 +23,7 @@ def backward(d_y_RD, x_ND, source_R, gate_GDF, up_GDF, down_GFD, start_G, end_G,
     if kept:
         h_RF = gated(*kept, activation, x_ND.dtype)
     else:
-        static = {"activation": activation, "dtype": x_ND.dtype, "keep": True}
+        static = {"activation": activation, "keep": True}
         h_RF, *kept = implementations.run(swiglu.IMPLEMENTATIONS, "forward", None, operands, **static)
     size_S = sizes_behind(*bounds)
     d_h_RF = grouped_matmul(d_y_RD, down_GFD, size_S, group_offset=1, transpose_rhs=True)

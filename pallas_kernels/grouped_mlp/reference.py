@@ -24,7 +24,7 @@ def forward(x_ND, source_R, gate_GDF, up_GDF, down_GFD, start_G, end_G, *, activ
       (y_RD, gate_RF, up_RF), all of x's type, zero in rows of no group; without `keep` (y_RD,).
     """
     bounds = start_G, end_G
-    static = {"activation": activation, "dtype": x_ND.dtype, "keep": keep}
+    static = {"activation": activation, "keep": keep}
     h_RF, *kept = swiglu.forward(x_ND, source_R, gate_GDF, up_GDF, *bounds, **static)
     return products.matmul(h_RF, down_GFD, *bounds, False, x_ND.dtype), *kept
 

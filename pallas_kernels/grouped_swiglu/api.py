@@ -63,7 +63,7 @@ def grouped_swiglu(
         return vary(jnp.zeros((num_rows, F), dtype), varying_axes(x_ND, gate_GDF, up_GDF, *bounds))
     floats = (x.astype(dtype) for x in (x_ND, gate_GDF, up_GDF))
     *operands, start_G, end_G = vary_alike(*floats, *(slots or ()), *bounds)
-    how = _How(activation, keep, implementation)
+    how = How(activation, keep, implementation)
     return _swiglu(tuple(operands[:3]), (start_G, end_G, *operands[3:]), how)
 
 
@@ -82,7 +82,7 @@ def check_operands(x_ND, gate_GDF, up_GDF, slots, activation: str) -> None:
         raise ValueError(f"activation={activation!r} is not one of {', '.join(ACTIVATIONS)}")
 
 
-class _How(NamedTuple):
+class How(NamedTuple):
     """What is known when the program is traced."""
 
     activation: str
@@ -90,34 +90,39 @@ class _How(NamedTuple):
     implementation: str | None  # None: the best of the platform that the program is compiled for
 
 
-def sources(order_R=None, home_NK=None):
+def passes(table):
+    """(forward, backward) for `differentiable`, of an op whose rows can be gathered from tokens.
+
+    What they take are floats, of which the tokens are the first; the first and end row of every group and,
+    where tokens have slots, these; and `How`.
+    """
+
+    def forward(floats, rows, how: How, keep: bool):
+        (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
+        operands = x_ND, _sources(*slots), *weights, start_G, end_G
+        static = {"activation": how.activation, "keep": keep and how.keep}
+        return implementations.run(table, "forward", how.implementation, operands, **static)
+
+    def backward(d_out, floats, rows, kept, how: How):
+        (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
+        operands = d_out, x_ND, _sources(*slots), *weights, start_G, end_G, *kept
+        static = {"activation": how.activation}
+        d_rows_RD, *d_weights = implementations.run(table, "backward", how.implementation, operands, **static)
+        return (unpermute(d_rows_RD, *slots) if slots else d_rows_RD, *d_weights)
+
+    return forward, backward
+
+
+def _sources(order_R=None, home_NK=None):
     """The token of every row; None = every row is its own."""
     return None if order_R is None else jnp.minimum(order_R // home_NK.shape[1], len(home_NK) - 1)
 
 
-def _forward(floats, rows, how: _How, keep: bool):
-    """`rows` are the first and end row of every group and, where tokens have slots, these."""
-    (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
-    operands = x_ND, sources(*slots), *weights, start_G, end_G
-    static = {"activation": how.activation, "dtype": x_ND.dtype, "keep": keep and how.keep}
-    return implementations.run(IMPLEMENTATIONS, "forward", how.implementation, operands, **static)
-
-
-def _backward(d_h_RF, floats, rows, kept, how: _How):
-    (x_ND, *weights), (start_G, end_G, *slots) = floats, rows
-    operands = d_h_RF, x_ND, sources(*slots), *weights, start_G, end_G, *kept
-    static = {"activation": how.activation}
-    d_rows_RD, *d_weights = implementations.run(
-        IMPLEMENTATIONS, "backward", how.implementation, operands, **static
-    )
-    return (unpermute(d_rows_RD, *slots) if slots else d_rows_RD, *d_weights)
-
-
-def _meaning(floats, rows, how: _How):
+def _meaning(floats, rows, how: How):
     (x_ND, gate_GDF, up_GDF), (start_G, end_G, *slots) = floats, rows
     rows_RD = permute(x_ND, *slots) if slots else x_ND
     multiply = lambda rhs: grouped_matmul(rows_RD, rhs, sizes_behind(start_G, end_G), group_offset=1)
     return gated(multiply(gate_GDF), multiply(up_GDF), how.activation, x_ND.dtype)
 
 
-_swiglu = differentiable(_forward, _backward, _meaning)
+_swiglu = differentiable(*passes(IMPLEMENTATIONS), _meaning)

@@ -12,15 +12,13 @@ from pallas_kernels.grouped_swiglu.activations import gated
 from pallas_kernels.permute import api as movers
 
 
-def forward(
-    x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, dtype, keep, implementation=None
-):
+def forward(x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, keep, implementation=None):
     """See `reference.forward`; `implementation` is one of `grouped_matmul`."""
-    how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": dtype}
+    how = {"group_offset": 1, "implementation": implementation, "preferred_element_type": x_ND.dtype}
     matrices, sizes = (gate_GDF, up_GDF), sizes_behind(start_G, end_G)
     gate_RF, up_RF = _products(rows(x_ND, source_R), matrices, sizes, how)
     kept = (gate_RF, up_RF) if keep else ()
-    return gated(gate_RF, up_RF, activation, dtype), *kept
+    return gated(gate_RF, up_RF, activation, x_ND.dtype), *kept
 
 
 def backward(

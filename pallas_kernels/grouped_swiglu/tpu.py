@@ -20,6 +20,7 @@ from pallas_kernels.grouped_matmul.tpu import Visits
 from pallas_kernels.grouped_swiglu import composed
 from pallas_kernels.grouped_swiglu.activations import gated
 from pallas_kernels.grouped_swiglu.tpu_tiles import SWIGLU
+from pallas_kernels.tpu_chips import this_chip
 from pallas_kernels.varying import like
 
 PLATFORM = "tpu"
@@ -36,13 +37,13 @@ def refusal(function: str, *operands, **static) -> str | None:
     return products.refusal("matmul", rows_RD, gate_GDF, start_G, end_G, dtype=x_ND.dtype)
 
 
-def forward(x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, dtype, keep):
+def forward(x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, keep):
     """See `reference.forward`."""
     rows_RD = composed.rows(x_ND, source_R)
     (R, D), (G, _, F) = rows_RD.shape, gate_GDF.shape
     num_results = 3 if keep else 1
-    problem = tpu_tiles.Problem(R, D, F, G, x_ND.dtype.itemsize, num_results * jnp.dtype(dtype).itemsize)
-    tiles = tpu_tiles.choose(SWIGLU, problem, tpu_tiles.this_chip())
+    problem = tpu_tiles.Problem(R, D, F, G, x_ND.dtype.itemsize, num_results * x_ND.dtype.itemsize)
+    tiles = tpu_tiles.choose(SWIGLU, problem, this_chip())
     visits = products.visit_tiles(start_G, end_G, R, tiles.m)
     tiles_k = pl.cdiv(D, tiles.k)
 
@@ -65,7 +66,7 @@ def forward(x_ND, source_R, gate_GDF, up_GDF, start_G, end_G, *, activation, dty
     sums = [pltpu.VMEM((tiles.m, tiles.n), jnp.float32)] * 2
     call = pl.pallas_call(
         functools.partial(_kernel, D=D, activation=activation, num_results=num_results),
-        (like(rows_RD, (R, F), dtype),) * num_results,
+        (like(rows_RD, (R, F), x_ND.dtype),) * num_results,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits),
             grid=(pl.cdiv(F, tiles.n), len(visits.group_V), tiles_k),

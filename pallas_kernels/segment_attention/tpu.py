@@ -22,10 +22,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.grouped_matmul.tpu_tiles import this_chip
 from pallas_kernels.segment_attention import tpu_blocks
 from pallas_kernels.segment_attention.blocks import Walk, key_walks, query_walks
 from pallas_kernels.segment_attention.tpu_blocks import Blocks, Problem
+from pallas_kernels.tpu_chips import this_chip
 from pallas_kernels.varying import like
 
 PLATFORM = "tpu"

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 
-from pallas_kernels.grouped_matmul.tpu_tiles import FLOAT32_PASSES, STEP_SECONDS, VMEM_SHARE, Chip
+from pallas_kernels.tpu_chips import FLOAT32_PASSES, STEP_SECONDS, VMEM_SHARE, Chip
 
 SIZES = (128, 256, 512, 1024)
 MOST_ROWS = 4096  # a block's queries, times the query heads of a group

@@ -9,6 +9,7 @@ from pallas_kernels import grouped_matmul, quantize_channels
 from pallas_kernels.grouped_matmul import groups, shapes, tpu_tiles, triton_tiles
 from pallas_kernels.grouped_matmul.api import IMPLEMENTATIONS
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
+from pallas_kernels.tpu_chips import VMEM_SHARE
 from tests.pallas_kernels import interpreters, topologies
 
 DEEPSEEK = shapes.PUBLISHED[-1]
@@ -125,7 +126,7 @@ def test_compiles_for_tpu(generation, shape, transpose_rhs):
     with topologies.tpu(generation) as mesh:
         program = topologies.compiled(mesh, product(transpose_rhs), *operands(shape, transpose_rhs))
     (vmem,) = topologies.vmem_of_kernels(program)
-    assert vmem <= tpu_tiles.VMEM_SHARE * topologies.VMEM[generation]
+    assert vmem <= VMEM_SHARE * topologies.VMEM[generation]
     assert program.memory_analysis().temp_size_in_bytes < 16 * 2**20  # no matrix is copied
 
 

@@ -7,6 +7,7 @@ import pytest
 from pallas_kernels import grouped_matmul, grouped_outer
 from pallas_kernels.grouped_matmul import shapes, tpu_tiles
 from pallas_kernels.grouped_matmul.tpu_tiles import Tiles
+from pallas_kernels.tpu_chips import VMEM_SHARE
 from tests.pallas_kernels import topologies
 from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
 
@@ -46,7 +47,7 @@ def compiled(mesh, shape, product: str, dtype):
 def test_compiles_in_bfloat16(mesh, generation, shape, product):
     program = compiled(mesh, shape, product, jnp.bfloat16)
     (vmem,) = vmem_of_kernels(program)
-    assert vmem <= tpu_tiles.VMEM_SHARE * VMEM[generation]
+    assert vmem <= VMEM_SHARE * VMEM[generation]
     assert program.memory_analysis().temp_size_in_bytes < 16 * 2**20  # no operand is copied
 
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from pallas_kernels.grouped_matmul import shapes, tpu_tiles
-from pallas_kernels.grouped_matmul.tpu_tiles import MATMUL, OUTER, Chip, Problem, Tiles
+from pallas_kernels.grouped_matmul.tpu_tiles import MATMUL, OUTER, Problem, Tiles
+from pallas_kernels.tpu_chips import VMEM_SHARE, Chip
 
 CHIP = Chip(flops=200e12, bandwidth=800e9, vmem=64 * 2**20, mxu=128)
 
@@ -44,7 +45,7 @@ def test_tiles_fit_and_are_legal(shape, op):
     for operand_bytes in (2, 4):
         of = problem(shape, operand_bytes)
         tiles = tpu_tiles.choose(op, of, CHIP)
-        assert op.vmem(of, tiles) <= CHIP.vmem * tpu_tiles.VMEM_SHARE
+        assert op.vmem(of, tiles) <= CHIP.vmem * VMEM_SHARE
         for size, dim, align in ((tiles.m, of.M, 8), (tiles.k, of.K, 128), (tiles.n, of.N, 128)):
             assert size == dim or (size < dim and size % align == 0)
 

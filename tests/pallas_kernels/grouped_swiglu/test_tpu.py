@@ -11,9 +11,10 @@ from jax.experimental.pallas import tpu as pltpu
 from pallas_kernels import grouped_swiglu
 from pallas_kernels.errors import NotServedError
 from pallas_kernels.grouped_matmul import tpu_tiles
-from pallas_kernels.grouped_matmul.tpu_tiles import Chip, Problem, Tiles
+from pallas_kernels.grouped_matmul.tpu_tiles import Problem, Tiles
 from pallas_kernels.grouped_swiglu import reference, tpu
 from pallas_kernels.grouped_swiglu.tpu_tiles import SWIGLU, pair
+from pallas_kernels.tpu_chips import Chip
 from tests.pallas_kernels import interpreters
 
 CHIP = Chip(flops=200e12, bandwidth=800e9, vmem=64 * 2**20, mxu=128)
@@ -28,7 +29,7 @@ def test_no_width_is_a_multiple_of_its_tile(monkeypatch):
     end_G = jnp.array([10, 10, 33])
     bounds = jnp.array([0, 10, 10]), end_G
     operands = jnp.where(jnp.arange(41)[:, None] < 33, rows_RD, jnp.nan), None, gate_GDF, up_GDF, *bounds
-    static = {"activation": "silu", "dtype": jnp.float32, "keep": True}
+    static = {"activation": "silu", "keep": True}
     params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, random_seed=0)
     with interpreters.pallas_calls(params):
         actual = tpu.forward(*operands, **static)

@@ -11,12 +11,12 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels import segment_attention
 from pallas_kernels.errors import NotServedError
-from pallas_kernels.grouped_matmul.tpu_tiles import Chip
 from pallas_kernels.segment_attention import shapes, tpu, tpu_blocks
 from pallas_kernels.segment_attention.blocks import Walk, key_walks, query_walks
 from pallas_kernels.segment_attention.shapes import AttentionShape
 from pallas_kernels.segment_attention.tpu_blocks import Blocks, Problem
 from pallas_kernels.testing import assert_attention_close, draw_attention, oracle_attention
+from pallas_kernels.tpu_chips import Chip
 from tests.pallas_kernels import interpreters
 
 V5E = Chip(flops=197e12, bandwidth=8.2e11, vmem=128 * 2**20, mxu=128)

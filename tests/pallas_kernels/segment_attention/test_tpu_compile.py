@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import segment_attention
-from pallas_kernels.grouped_matmul.tpu_tiles import VMEM_SHARE
 from pallas_kernels.segment_attention import shapes, tpu_blocks
 from pallas_kernels.segment_attention.tpu_blocks import Blocks
+from pallas_kernels.tpu_chips import VMEM_SHARE
 from tests.pallas_kernels import topologies
 from tests.pallas_kernels.topologies import VMEM, generations, vmem_of_kernels
 
