@@ -45,6 +45,7 @@ class ModelConfig:
     width: int  # D
     groups: tuple[Group, ...]
     tied: bool = True  # unembed with the transposed embedding table
+    norm: str = "rms"  # rms | rms_plus_one (the scale is 1 + a parameter) | layer (mean 0, scale and bias)
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16
     param_dtype: str = "float32"  # in which parameters are stored and updated
@@ -59,6 +60,9 @@ class ModelConfig:
             value = getattr(self, name)
             known = ("float32", "bfloat16", "float64")
             require(value in known, f"model.{name}={value!r} is not one of {', '.join(known)}")
+        known = ("rms", "rms_plus_one", "layer")
+        require(self.norm in known, f"model.norm={self.norm!r} is not one of {', '.join(known)}")
+        require(self.norm_eps > 0, f"model.norm_eps={self.norm_eps} must be positive")
         known = ("none", "full", "dots")
         require(self.remat in known, f"model.remat={self.remat!r} is not one of {', '.join(known)}")
 

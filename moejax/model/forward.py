@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from moejax import sharding
 from moejax import specs as sp
 from moejax.model import stack
-from moejax.ops.norm import rms_norm
+from moejax.ops import norm
 from moejax.seams import Context, Output, Side
-from moejax.specs import Constant, Normal, Spec
+from moejax.specs import Normal, Spec
 
 
 def specs(m):
@@ -16,7 +16,7 @@ def specs(m):
     tree = {
         # Small, so that a tied model does not begin by predicting the token it has just read.
         "embed": Spec((V, D), ("vocab", "embed"), Normal(0.02), m.param_dtype),
-        "norm": Spec((D,), (None,), Constant(1.0), m.param_dtype),
+        "norm": norm.specs(m),
         **stack.specs(m),
     }
     if not m.tied:
@@ -69,7 +69,7 @@ def forward(params, m, batch, *, cache=None, sides=None, key=None, probe=None) -
     probe = _see_nothing if probe is None else probe
     h_BTD = embed(params, m, batch.token_BT)
     h_BTD, cache, probes = stack.apply(params, m, h_BTD, Context(batch, Side(), {}, key), sides, cache, probe)
-    hidden_BTD = rms_norm(h_BTD, params["norm"], m.norm_eps)
+    hidden_BTD = norm.apply(params["norm"], h_BTD, m)
     return Output(hidden_BTD, unembed(params, m, hidden_BTD), cache, probes)
 
 
