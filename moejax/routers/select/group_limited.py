@@ -2,7 +2,8 @@
 
 DeepSeek-V2 (arXiv 2405.04434), section 2.2.2, and DeepSeek-V3 (arXiv 2412.19437), section 2.1.2: experts lie
 in equal groups, one per device; the best groups of a token are kept, by their best expert (V2) or by their
-best two together (V3), and the top-k is taken among theirs. A preference counts in the choice alone.
+best two together (V3), and the top-k is taken among theirs. A preference counts in the choice alone; so does
+the correction that a trained V3 has learned, one number per expert (eq. 16).
 
 Differs from the papers: nothing.
 """
@@ -16,6 +17,7 @@ from moejax.config import require
 from moejax.ops.norm import to_sum_one
 from moejax.routers.select.slots import filled, ranked
 from moejax.seams import Selector
+from moejax.specs import Constant, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class GroupLimited(Selector):
     best: int = 2  # experts that speak for their group: V2 1, V3 2
     renormalise: bool = True  # gates of a token sum to `scale`; V2: False
     scale: float = 1.0  # V2: 16, V3: 2.5
+    correction: bool = False  # keep a constant per expert for the choice; no gradient moves it
 
     causal = True
 
@@ -60,8 +63,13 @@ class GroupLimited(Selector):
             f"impossible; choose k <= {self.keep_groups * size}, or keep more groups",
         )
 
+    def specs(self, m, num_experts: int):
+        return {"correction": Spec((num_experts,), (None,), Constant(0.0))} if self.correction else {}
+
     def select(self, p, score_BTE, choice_BTE, valid_BT, key):
         B, T, E = choice_BTE.shape
+        if self.correction:
+            choice_BTE = choice_BTE + jax.lax.stop_gradient(p["correction"])[None, None]
         choice_BTPe = choice_BTE.reshape(B, T, self.num_groups, -1)  # a group is a device of the paper
         best_BTPK, _ = jax.lax.top_k(choice_BTPe, self.best)
         allowed_BTPK = best_BTPK > -jnp.inf

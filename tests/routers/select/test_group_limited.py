@@ -1,5 +1,7 @@
 """Group-limited top-k by hand: six experts in three groups."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,6 +31,19 @@ def test_a_preference_counts_in_the_choice_alone():
     experts, gates, _ = select(GroupLimited(2, num_groups=3, keep_groups=1, scale=2.5), SCORE, choice)
     assert experts == [[5, 4]]
     np.testing.assert_allclose(gates, [[2.5 * 0.4 / 0.7, 2.5 * 0.3 / 0.7]], rtol=1e-6)
+
+
+def test_a_correction_is_a_preference_that_is_kept_as_a_parameter():
+    """Without a gradient, so that training does not take it for a weight."""
+    p = {"correction": np.array([0, 0, 0, 0, 0, 0.5], np.float32)}
+    limited = GroupLimited(2, num_groups=3, keep_groups=1, scale=2.5, correction=True)
+    assert {name: spec.shape for name, spec in limited.specs(None, 6).items()} == {"correction": (6,)}
+    experts, gates, _ = select(limited, SCORE, p=p)
+    assert experts == [[5, 4]]
+    np.testing.assert_allclose(gates, [[2.5 * 0.4 / 0.7, 2.5 * 0.3 / 0.7]], rtol=1e-6)
+    score_BTE, valid_BT = jnp.array([SCORE]), jnp.ones((1, 1), bool)
+    slope = jax.grad(lambda p: limited.select(p, score_BTE, score_BTE, valid_BT, None)[1][0, 0, 0])(p)
+    assert (slope["correction"] == 0).all()
 
 
 def test_one_allowed_expert_speaks_for_its_group():
