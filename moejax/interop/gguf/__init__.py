@@ -1,0 +1,1 @@
+"""Models of llama.cpp: files in the GGUF format, in and out."""
