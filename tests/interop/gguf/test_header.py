@@ -94,7 +94,7 @@ BAD = {
     "type": (toys.file([entry("k", 13, bytes(8))]), "at byte 33: k has type 13, which GGUF does not have"),
     "item type": (
         toys.file([entry("k", ARRAY, array(99, 1, b""))]),
-        "at byte 37: items of k have type 99",
+        "the items of k have type 99",
     ),
     "items not there": (
         toys.file([entry("k", ARRAY, array(U32, MAX, b""))]),
