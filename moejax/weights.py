@@ -16,6 +16,11 @@ def einsum(eq: str, x, w):
     return jnp.einsum(eq, x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
 
 
+def biased(x, b):
+    """`x` plus a stored parameter `b` over its last dims."""
+    return x + jnp.expand_dims(sharding.gather(b).astype(x.dtype), range(x.ndim - b.ndim))
+
+
 def grouped(rows_RD, w_EDF, size_E):
     """Each group of rows times its expert's matrix; rows past the last group come out zero."""
     return grouped_matmul(rows_RD, w_EDF.astype(rows_RD.dtype), size_E)

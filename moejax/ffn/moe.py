@@ -7,7 +7,6 @@ Differs from the paper: the router is a Scorer times a Selector, both strategies
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -27,8 +26,10 @@ class Moe(Ffn):
     scorer: Any  # Scorer
     selector: Any  # Selector
     dispatch: Any  # Dispatch
-    activation: str = "silu"  # of the experts: silu | relu | gelu
+    activation: str = "silu"  # of the experts: silu | relu | gelu | gelu_exact | clamped_swiglu
     gated: bool = True  # experts are (act(x W_gate) * (x W_up)) W_down; otherwise act(x W_up) W_down
+    linear_gate: bool = False  # x W_up times one more x W_linear_gate (OpenMoE, arXiv 2402.01739)
+    bias: bool = False  # experts add a constant after every matrix
     shared_expert: Any = None  # Ffn that every token passes as well (DeepSeekMoE, arXiv 2401.06066)
     shared_gate: bool = False  # weigh the shared expert by sigmoid(x w) (Qwen2-MoE, arXiv 2407.10671)
 
@@ -36,7 +37,7 @@ class Moe(Ffn):
         E, K = self.num_experts, self.selector.num_slots
         for name in ("num_experts", "hidden"):
             require(getattr(self, name) >= 1, f"ffn.{name}={getattr(self, name)} must be at least 1")
-        experts.check_activation(self.activation)
+        experts.check_activation(self.activation, self._parts)
         require(
             self.shared_expert is not None or not self.shared_gate,
             "ffn.shared_gate=True weighs a shared expert, but ffn.shared_expert is None; "
@@ -63,6 +64,10 @@ class Moe(Ffn):
             self.shared_expert.check_mesh(mesh)
 
     @property
+    def _parts(self) -> experts.Parts:
+        return experts.Parts(self.gated, self.linear_gate, self.bias)
+
+    @property
     def causal(self) -> bool:
         return self.selector.causal and self.dispatch.causal
 
@@ -79,8 +84,10 @@ class Moe(Ffn):
         tree = {
             "score": self.scorer.specs(m, E),
             "select": self.selector.specs(m, E),
-            "experts": experts.bank_specs(m, E, self.hidden, used, self.gated, self.dispatch.sliced),
+            "experts": experts.bank_specs(m, E, self.hidden, used, self._parts, self.dispatch.sliced),
         }
+        if self.bias:
+            tree["down_bias"] = experts.down_bias_specs(m, E, used)
         if self.shared_expert is not None:
             tree["shared"] = self.shared_expert.specs(m)
         if self.shared_gate:
@@ -109,9 +116,11 @@ class Moe(Ffn):
             p["select"], score_BTE, choice_BTE, i.batch.valid_BT, i.key
         )
         sent_BTK = jnp.where(extra.get("kept_BTK", True), expert_BTK, self.num_experts)
-        compute = experts.gated_experts if self.gated else experts.plain_experts
-        compute = functools.partial(compute, activation=self.activation)
+        compute = experts.computed(self._parts, self.activation)
         y_BTD, kept_BTK = self.dispatch(compute, p["experts"], i.x_BTD, sent_BTK, gate_BTK)
+        if self.bias:
+            weight_BTE = per_expert(jnp.where(kept_BTK, gate_BTK, 0), expert_BTK, self.num_experts)
+            y_BTD = y_BTD + weights.einsum("BTE,ED->BTD", weight_BTE, p["down_bias"]).astype(y_BTD.dtype)
         if self.shared_expert is not None:
             y_BTD = y_BTD + self._for_all(p, i)
         return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory
@@ -123,6 +132,12 @@ class Moe(Ffn):
             return y_BTD
         gate_BT = jax.nn.sigmoid(weights.einsum("BTD,D->BT", i.x_BTD, p["shared_gate"]))
         return gate_BT[..., None] * y_BTD
+
+
+def per_expert(gate_BTK, expert_BTK, num_experts: int):
+    """gate_BTE: the gates of a token at their experts; what is at expert E is nowhere."""
+    hit_BTKE = expert_BTK[..., None] == jnp.arange(num_experts)[None, None, None]
+    return jnp.sum(jnp.where(hit_BTKE, gate_BTK[..., None], 0), axis=2)
 
 
 def adjust(score_BTE, side):

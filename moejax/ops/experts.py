@@ -1,18 +1,56 @@
-"""What an expert computes, and the parameters of a bank of experts."""
+"""What a feed-forward network computes, alone or as one of a bank of experts, and the parameters of both."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from moejax import weights
 from moejax.config import require
-from moejax.specs import Normal, Spec
-from pallas_kernels.grouped_swiglu.activations import ACTIVATIONS
+from moejax.specs import Constant, Normal, Spec, tree_map
+from pallas_kernels.grouped_swiglu.activations import ACTIVATIONS as FUSED
+
+ALPHA, LIMIT = 1.702, 7.0  # of gpt-oss
 
 
-def check_activation(name: str) -> None:
-    """Refuse an activation that nobody knows."""
-    require(name in ACTIVATIONS, f"ffn.activation={name!r} is not one of {', '.join(ACTIVATIONS)}")
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a network has besides the matrices `up` and `down`."""
+
+    gated: bool = True  # a matrix `gate`, which passes the activation in the place of `up`
+    linear_gate: bool = False  # a matrix `linear_gate`, a factor of `up`
+    bias: bool = False  # a constant after every matrix: `up_bias`, ...
+
+    @property
+    def inward(self) -> tuple[str, ...]:
+        """Matrices from the model's width to the hidden one."""
+        return ("gate",) * self.gated + ("linear_gate",) * self.linear_gate + ("up",)
+
+
+def clamped_swiglu(gate, up):
+    """SwiGLU of gpt-oss (arXiv 2508.10925): bounded inputs, a sharper sigmoid, and `up` around 1."""
+    gate, up = jnp.minimum(gate, LIMIT), jnp.clip(up, -LIMIT, LIMIT)
+    return (up + 1) * gate * jax.nn.sigmoid(ALPHA * gate)
+
+
+ACTIVATIONS = FUSED | {"gelu_exact": functools.partial(jax.nn.gelu, approximate=False)}  # gelu: with tanh
+OF_BOTH = {"clamped_swiglu": clamped_swiglu}  # of gate and up together
+
+
+def check_activation(name: str, parts: Parts = Parts()) -> None:
+    """Refuse an activation that nobody knows, and parts that cannot be together."""
+    known = ", ".join(ACTIVATIONS | OF_BOTH)
+    require(name in ACTIVATIONS or name in OF_BOTH, f"ffn.activation={name!r} is not one of {known}")
+    require(
+        parts.gated or not parts.linear_gate,
+        "ffn.linear_gate=True is one gate more, but ffn.gated=False; set ffn.gated=True, or no linear gate",
+    )
+    require(
+        name in ACTIVATIONS or parts.inward == ("gate", "up"),
+        f"ffn.activation={name!r} is of a gate and nothing else, but the matrices are "
+        f"{', '.join(parts.inward)}; choose one of {', '.join(ACTIVATIONS)}",
+    )
 
 
 def check_mesh(mesh, num_experts: int, hidden: int, dispatch) -> None:
@@ -33,26 +71,50 @@ def check_mesh(mesh, num_experts: int, hidden: int, dispatch) -> None:
     dispatch.check_mesh(mesh)
 
 
-def bank_specs(m, num_experts: int, hidden: int, used: float, gated: bool = True, sliced: bool = False):
-    """Parameters of experts.
+def network_specs(m, hidden: int, parts: Parts):
+    """Parameters of one network."""
+    D, F = m.width, hidden
+    down_std = (2 * m.num_layers * F) ** -0.5
+    tree = {name: Spec((D, F), ("embed", "ffn"), Normal(D**-0.5), m.param_dtype) for name in parts.inward}
+    tree["down"] = Spec((F, D), ("ffn", "embed"), Normal(down_std), m.param_dtype)
+    if parts.bias:
+        zeros = lambda w: Spec(w.shape[-1:], w.dims[-1:], Constant(0.0), m.param_dtype)
+        tree |= {f"{name}_bias": zeros(w) for name, w in tree.items()}
+    return tree
+
+
+def bank_specs(m, num_experts: int, hidden: int, used: float, parts: Parts = Parts(), sliced: bool = False):
+    """Parameters of experts; the biases of their outputs are `down_bias_specs`.
 
     Args:
       m: ModelConfig.
       used: share of the experts that a token passes.
-      gated: for `gated_experts`, otherwise for `plain_experts`.
       sliced: stored as a dispatch wants them that is `sliced`.
     """
-    E, D, F = num_experts, m.width, hidden
-    embed, ffn = ("expert_embed", "expert_ffn") if sliced else ("embed", "ffn")
+    own = {"embed": "expert_embed", "ffn": "expert_ffn"} if sliced else {}
 
-    def matrix(shape, dims, std):
-        return Spec((E, *shape), ("expert", *dims), Normal(std), m.param_dtype, used)
+    def stacked(spec):
+        dims = ("expert", *(own.get(dim, dim) for dim in spec.dims))
+        return dataclasses.replace(spec, shape=(num_experts, *spec.shape), dims=dims, used=used)
 
-    gate = {"gate": matrix((D, F), (embed, ffn), D**-0.5)} if gated else {}
-    return gate | {
-        "up": matrix((D, F), (embed, ffn), D**-0.5),
-        "down": matrix((F, D), (ffn, embed), (2 * m.num_layers * F) ** -0.5),
-    }
+    network = network_specs(m, hidden, parts)
+    network.pop("down_bias", None)
+    return tree_map(stacked, network)
+
+
+def down_bias_specs(m, num_experts: int, used: float) -> Spec:
+    """The constant that each expert adds to its output.
+
+    It is no part of the bank, because what a device computes may be a part of an expert's output, and the
+    parts are summed.
+    """
+    return Spec((num_experts, m.width), (None, "embed"), Constant(0.0), m.param_dtype, used)
+
+
+def computed(parts: Parts, activation: str):
+    """The `seams.ExpertFn` of a bank: one kernel where there is one, otherwise product by product."""
+    fused = parts == Parts() and activation in FUSED
+    return functools.partial(gated_experts if fused else composed_experts, activation=activation)
 
 
 def gated_experts(p, rows_RD, size_E, activation: str = "silu"):
@@ -60,13 +122,39 @@ def gated_experts(p, rows_RD, size_E, activation: str = "silu"):
     return weights.gated_mlp(rows_RD, p["gate"], p["up"], p["down"], size_E, activation)
 
 
-def plain_experts(p, rows_RD, size_E, activation: str = "silu"):
-    """Two-layer experts over rows sorted by expert: activation(x W_up) W_down; others are zero."""
-    up_RF = weights.grouped(rows_RD, p["up"], size_E)
-    return weights.grouped(ACTIVATIONS[activation](up_RF), p["down"], size_E)
+def composed_experts(p, rows_RD, size_E, activation: str = "silu"):
+    """Networks of any parts over rows sorted by expert; others are zero."""
+    end_E = jnp.cumsum(size_E)
+    row_R1 = jnp.arange(len(rows_RD))[:, None]
+    member_RE = ((row_R1 >= (end_E - size_E)[None]) & (row_R1 < end_E[None])).astype(rows_RD.dtype)
+
+    def product(name):
+        y_RF = weights.grouped(rows_RD, p[name], size_E)
+        if f"{name}_bias" not in p:
+            return y_RF
+        bias_EF = p[f"{name}_bias"].astype(y_RF.dtype)  # a product and no lookup, whose gradient is a scatter
+        return y_RF + jnp.einsum("RE,EF->RF", member_RE, bias_EF, precision="highest")
+
+    return weights.grouped(hidden_layer(p, product, activation), p["down"], size_E)
+
+
+def hidden_layer(p, product, activation: str):
+    """What lies between the two widths of the network `p`.
+
+    Args:
+      product: the input times the matrix of a name, plus its bias.
+    """
+    up = product("up")
+    if "gate" not in p:
+        return ACTIVATIONS[activation](up)
+    if "linear_gate" in p:
+        up = up * product("linear_gate")
+    return gated(product("gate"), up, activation)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def gated(gate, up, activation: str):
     """activation(gate) * up; its backward pass keeps the two inputs alone, the widest arrays of a layer."""
+    if activation in OF_BOTH:
+        return OF_BOTH[activation](gate, up)
     return ACTIVATIONS[activation](gate) * up

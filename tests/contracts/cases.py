@@ -25,6 +25,7 @@ from moejax.losses.loss_free import LossFreeBias
 from moejax.losses.next_token import NextToken
 from moejax.losses.tsallis import KeptMassBalance, TsallisEntropy
 from moejax.losses.z_loss import RouterZ
+from moejax.ops.rope import Yarn
 from moejax.routers.score.cosine import Cosine
 from moejax.routers.score.linear import Linear
 from moejax.routers.score.noisy import Noisy
@@ -101,10 +102,23 @@ ATTENTIONS = {
     "multi_head": Gqa(num_heads=2, num_kv_heads=2, head_width=4),
     "grouped": Gqa(num_heads=4, num_kv_heads=2, head_width=4),
     "grouped_window": Gqa(num_heads=4, num_kv_heads=2, head_width=4, window=3),
+    "with_sinks": Gqa(
+        num_heads=4,
+        num_kv_heads=2,
+        head_width=4,
+        window=3,
+        rope_scaling=Yarn(4.0, original=8, fast=1.0, slow=0.1),
+        scale=0.7,
+        bias=True,
+        out_bias=True,
+        sinks=True,
+    ),
+    "normed": Gqa(3, 1, 4, rope_theta=None, qk_norm="all", norm="rms_plus_one", clip=1.0),
 }
 FFNS = {
     "dense": Dense(hidden=12),
     "moe": Moe(num_experts=4, hidden=12, scorer=Linear(), selector=TopK(2), dispatch=Local()),
+    "moe_with_parts": Moe(4, 12, Linear(), TopK(2), Local(), linear_gate=True, bias=True),
     "soft": Soft(num_experts=2, hidden=12, slots=3, dispatch=Local()),
     "duo": Duo(small=4, big=12, choice=Learned(skip=True), dispatch=Local()),
 }

@@ -16,6 +16,17 @@ def rms_norm(x_D, scale_D, eps):
     return x_D / np.sqrt(np.mean(x_D**2) + eps) * scale_D
 
 
+def layer_norm(x_D, p, eps):
+    return (x_D - x_D.mean()) / np.sqrt(np.var(x_D) + eps) * p["scale"] + p["bias"]
+
+
+NORMS = {
+    "rms": rms_norm,
+    "rms_plus_one": lambda x_D, w_D, eps: rms_norm(x_D, 1 + w_D, eps),
+    "layer": layer_norm,
+}
+
+
 def rotate(x_A, pos, theta):
     """The pair (a, a + A/2) as a complex number, turned by pos * theta^(-2a/A)."""
     half = len(x_A) // 2
@@ -23,8 +34,8 @@ def rotate(x_A, pos, theta):
     return np.concatenate([turned.real, turned.imag])
 
 
-def attend(q_BTHA, k_BSGA, v_BSGA, rule):
-    """Attention of every query by itself; zeros where it sees no key."""
+def attend(q_BTHA, k_BSGA, v_BSGA, rule, sink_H=None):
+    """Attention of every query by itself, zeros where it sees no key; a sink is one more key, without value."""
     B, T, H, A = q_BTHA.shape
     G = k_BSGA.shape[2]
     out = np.zeros((B, T, H, v_BSGA.shape[-1]))
@@ -35,14 +46,17 @@ def attend(q_BTHA, k_BSGA, v_BSGA, rule):
             seen_S &= back_S < rule.window
         if seen_S.any():
             g = h * G // H
-            share_S = softmax(k_BSGA[b, seen_S, g] @ q_BTHA[b, t, h] / np.sqrt(A))
-            out[b, t, h] = share_S @ v_BSGA[b, seen_S, g]
+            score_S = k_BSGA[b, seen_S, g] @ q_BTHA[b, t, h] / np.sqrt(A)
+            share_S = softmax(score_S if sink_H is None else np.append(score_S, sink_H[h]))
+            out[b, t, h] = share_S[: len(score_S)] @ v_BSGA[b, seen_S, g]
     return out
 
 
 def glu(p, x_D):
-    """SwiGLU of one token."""
-    return (silu(x_D @ p["gate"]) * (x_D @ p["up"])) @ p["down"]
+    """SwiGLU of one token, with the biases and the linear gate that `p` has."""
+    product = lambda x, name: x @ p[name] + p.get(f"{name}_bias", 0)
+    linear = product(x_D, "linear_gate") if "linear_gate" in p else 1
+    return product(silu(product(x_D, "gate")) * product(x_D, "up") * linear, "down")
 
 
 def moe(experts, x_BTD, expert_BTK, gate_BTK):

@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 from moejax import sharding
+from moejax import specs as sp
+from moejax.ffn.moe import Moe
 from moejax.ops.experts import gated_experts
+from moejax.routers.score.linear import Linear
+from moejax.routers.select.top_k import TopK
 from tests.contracts import oracles, tiny
 from tests.contracts.cases import DISPATCHERS, DROPS, each
 
@@ -212,6 +216,22 @@ def test_every_device_takes_the_same_part(name):
         parts = {}
         for shard in leaf.addressable_shards:
             tiny.equal(parts.setdefault(str(shard.index), shard.data), shard.data)
+
+
+@each("name", SCHEMES)
+def test_experts_with_biases_on_eight_devices(name):
+    """Every bias is added once, however many devices compute the parts of a row."""
+    layer = Moe(E, F, Linear(), TopK(K), DISPATCHERS[name], bias=True, linear_gate=True)
+    specs, rng = layer.specs(tiny.float64(tiny.model(width=D))), np.random.default_rng(0)
+    p = sp.tree_map(lambda spec: rng.standard_normal(spec.shape), specs)
+    i = tiny.route_in(rng.standard_normal((B, T, D)), tiny.document(np.zeros((B, T))))
+    squares = lambda p, i: jnp.sum(jnp.square(layer.apply(p, i)[0]))
+    run = jax.jit(jax.value_and_grad(squares), compiler_options=tiny.QUICK_COMPILE)
+    with jax.enable_x64(True):
+        want = run(p, i)
+        with tiny.on_mesh(fsdp=2, expert=2, tensor=2) as mesh:
+            where = jax.tree.map(lambda shape: shape.sharding, sp.shapes(specs, mesh))
+            tiny.close(run(jax.device_put(p, where), sharding.place_rows(i, mesh)), want, 1e-10)
 
 
 def test_two_tokens_two_experts_by_hand():

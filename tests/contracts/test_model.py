@@ -10,9 +10,20 @@ import pytest
 
 from moejax.config import BlockConfig
 from moejax.model import forward as model
-from tests.contracts import oracles, tiny
+from tests.contracts import attention_oracles, oracles, tiny
 from tests.contracts.cases import ATTENTIONS, FFNS, each
 
+# What blocks and the ends of a model may have besides, in the combinations of released models.
+OPTIONS = {
+    "plus_one_sandwich": ({"post_norms": True}, {"norm": "rms_plus_one", "embed_scale": 4.0}),
+    "scaled": ({"residual_scale": 0.25}, {"embed_scale": 12.0, "logit_scale": 0.5}),
+    "layer_norm_bias": ({}, {"norm": "layer", "unembed_bias": True, "logit_scale": 2.0, "tied": False}),
+    "after": ({"after": FFNS["dense"]}, {"unembed_bias": True}),
+    "after_sandwich": (
+        {"after": FFNS["dense"], "post_norms": True, "residual_scale": 0.5},
+        {"norm": "layer"},
+    ),
+}
 PAIRS = [(attn, "moe") for attn in ATTENTIONS] + [("grouped", ffn) for ffn in FFNS if ffn != "moe"]
 BLOCKS = pytest.mark.parametrize(("attn", "ffn"), PAIRS)
 CAUSAL = [ffn for ffn in FFNS if FFNS[ffn].causal]
@@ -41,24 +52,21 @@ def logits(m, batch, cache=None):
 
 def in_numpy(m, params, batch):
     """The decoder as loops; attention and experts of `oracles`."""
-    h_BTD = params["embed"][batch.token_BT]
-    norm = lambda x, scale: np.apply_along_axis(oracles.rms_norm, -1, x, scale, m.norm_eps)
+    h_BTD = params["embed"][batch.token_BT] * m.embed_scale
+    norm = lambda x, p: np.apply_along_axis(oracles.NORMS[m.norm], -1, x, p, m.norm_eps)
     for layer in range(m.groups[0].repeat):
         block = m.groups[0].blocks[0]
         p = jax.tree.map(lambda w, layer=layer: w[layer], params["group0"]["block0"])
-        h_BTD = h_BTD + attend(block.attn, p["attn"], norm(h_BTD, p["pre"]), batch)
-        h_BTD = h_BTD + feed(block.ffn, p["ffn"], norm(h_BTD, p["post"]), batch)
-    return norm(h_BTD, params["norm"]) @ params["embed" if m.tied else "unembed"].T
+        end = lambda x, name, p=p: norm(x, p[name]) if name in p else x
+        for before, name, branch, after in BRANCHES[: 2 if block.after is None else 3]:
+            y_BTD = branch(getattr(block, name), p[name], norm(h_BTD, p[before]), batch)
+            h_BTD = h_BTD + block.residual_scale * end(y_BTD, after)
+    logits_BTV = norm(h_BTD, params["norm"]) @ params["embed" if m.tied else "unembed"].T
+    return (logits_BTV + params.get("unembed_bias", 0.0)) * m.logit_scale
 
 
 def attend(attn, p, x_BTD, batch):
-    q_BTHA, k_BTGA, v_BTGA = (np.einsum("btd,dha->btha", x_BTD, p[name]) for name in "qkv")
-    for x_BTHA in (q_BTHA, k_BTGA):
-        for b, t, h in np.ndindex(x_BTHA.shape[:3]):
-            x_BTHA[b, t, h] = oracles.rotate(x_BTHA[b, t, h], batch.pos_BT[b, t], attn.rope_theta)
-    pos_BT, seg_BT = batch.pos_BT, batch.seg_BT
-    rule = tiny.MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, batch.valid_BT, attn.window)
-    return np.einsum("btha,had->btd", oracles.attend(q_BTHA, k_BTGA, v_BTGA, rule), p["o"])
+    return attention_oracles.attend(attn, p, x_BTD, batch)[0]
 
 
 def feed(ffn, p, x_BTD, batch):
@@ -72,7 +80,16 @@ def feed(ffn, p, x_BTD, batch):
     expert_BTK = np.argsort(-score_BTE)[..., : ffn.selector.k]
     gate_BTK = np.take_along_axis(score_BTE, expert_BTK, -1)
     gate_BTK = np.where(batch.valid_BT[..., None], gate_BTK / gate_BTK.sum(-1, keepdims=True), 0)
-    return oracles.moe(p["experts"], x_BTD, expert_BTK, gate_BTK)
+    biases = {"down_bias": p["down_bias"]} if ffn.bias else {}
+    return oracles.moe(p["experts"] | biases, x_BTD, expert_BTK, gate_BTK)
+
+
+# The norm before, the part, its meaning, the norm after if there is one.
+BRANCHES = (
+    ("pre", "attn", attend, "attn_out"),
+    ("post", "ffn", feed, "ffn_out"),
+    ("pre_after", "after", feed, "after_out"),
+)
 
 
 @BLOCKS
@@ -129,6 +146,19 @@ def test_packed_documents_are_as_if_alone(ffn):
         together = np.asarray(logits(m, packed)[0])
         for part in (slice(0, cut), slice(cut, 5)):
             tiny.close(together[:, part], logits(m, tiny.document(token_BT[:, part]))[0], 1e-12)
+
+
+@each("option", OPTIONS)
+def test_options_equal_the_decoder_in_numpy(option):
+    """Every parameter is drawn, so that none of them can be forgotten."""
+    block, changes = OPTIONS[option]
+    m = tiny.float64(tiny.model(BlockConfig(ATTENTIONS["grouped"], FFNS["moe"], **block), **changes))
+    batch = tiny.document(np.random.default_rng(0).integers(0, tiny.VOCAB, (2, 5)))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda w: w + 0.3 * rng.standard_normal(w.shape), tiny.host_params(m))
+    with jax.enable_x64(True):
+        got_BTV = program(m)(params, batch, None)[0]
+    tiny.close(np.asarray(got_BTV), in_numpy(m, params, batch), 1e-10)
 
 
 def test_probes_and_sides_have_a_leading_layer_dim_per_block():

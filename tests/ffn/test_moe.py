@@ -11,6 +11,7 @@ import pytest
 from moejax import specs as sp
 from moejax.analysis.flops import count
 from moejax.config import MeshConfig
+from moejax.dispatch.cells import FixedCell
 from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.moe import Moe, adjust
@@ -74,6 +75,38 @@ def test_experts_without_a_gate_equal_loops_over_tokens():
         up_DF, down_FD = (p["experts"][name][routing.expert_BTK[b, t, k]] for name in ("up", "down"))
         want_BTD[b, t] += routing.gate_BTK[b, t, k] * (oracles.silu(x_BTD[b, t] @ up_DF) @ down_FD)
     np.testing.assert_allclose(y_BTD, want_BTD, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("changes", [{}, {"linear_gate": True}])
+def test_experts_with_biases_equal_loops_over_tokens(changes):
+    moe = dataclasses.replace(MOE, bias=True, **changes)
+    with jax.enable_x64(True):
+        p, batch, x_BTD = drawn(moe)
+        p = with_biases(p)
+        y_BTD, routing = jax.tree.map(np.asarray, program(moe)(p, tiny.route_in(x_BTD, batch)))
+    bank = p["experts"] | {"down_bias": p["down_bias"]}
+    want_BTD = oracles.moe(bank, x_BTD, routing.expert_BTK, routing.gate_BTK)
+    np.testing.assert_allclose(y_BTD, want_BTD, rtol=1e-10)
+
+
+def with_biases(p):
+    """The parameters of a layer, none of its biases zero."""
+    rng = np.random.default_rng(5)
+    drawn = lambda path, w: rng.standard_normal(w.shape) if path[-1].key.endswith("_bias") else w
+    return jax.tree_util.tree_map_with_path(drawn, p)
+
+
+def test_dropped_rows_take_no_bias_with_them():
+    """What finds no room in its cell adds nothing, not even the constant of its expert."""
+    moe = dataclasses.replace(MOE, bias=True, dispatch=FixedCell(0.5))
+    with jax.enable_x64(True):
+        p, batch, x_BTD = drawn(moe)
+        p = with_biases(p)
+        y_BTD, routing = jax.tree.map(np.asarray, program(moe)(p, tiny.route_in(x_BTD, batch)))
+    assert (routing.kept_BTK < (routing.expert_BTK < E)).any()
+    kept_BTK = np.where(routing.kept_BTK, routing.expert_BTK, E)
+    bank = p["experts"] | {"down_bias": p["down_bias"]}
+    np.testing.assert_allclose(y_BTD, oracles.moe(bank, x_BTD, kept_BTK, routing.gate_BTK), rtol=1e-10)
 
 
 def test_equal_experts_are_one_dense_layer():
@@ -145,6 +178,10 @@ def test_what_cannot_work_is_refused():
         Moe(E, F, Linear(), TopK(5), Local())
     with pytest.raises(UsageError, match=r"ffn.hidden=0 must be at least 1"):
         Moe(E, 0, Linear(), TopK(2), Local())
+    with pytest.raises(UsageError, match=r"ffn.linear_gate=True is one gate more, but ffn.gated=False"):
+        dataclasses.replace(MOE, gated=False, linear_gate=True)
+    with pytest.raises(UsageError, match=r"ffn.activation='clamped_swiglu' is of a gate and nothing else"):
+        dataclasses.replace(MOE, gated=False, activation="clamped_swiglu")
     with pytest.raises(UsageError, match=r"shared_expert=Soft looks at other tokens or layers"):
         dataclasses.replace(MOE, shared_expert=Soft(E, F, slots=1, dispatch=Local()))
     with pytest.raises(UsageError, match=r"num_experts=4 is not divisible by mesh.expert=3"):
