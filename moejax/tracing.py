@@ -202,7 +202,7 @@ def trace_batches(model, batches: Iterable[Batch], scores: bool = False) -> Rout
 def _pieces(model, text: str | Sequence[int], index: int) -> list[np.ndarray]:
     """Token ids of a text, at most the model's context of them in a piece."""
     if isinstance(text, str):
-        ids = np.array([model.tokenizer.bos, *model.tokenizer.encode(text)], np.int32)
+        ids = np.array(model.tokenizer.encode_prompt(text), np.int32)
     else:
         ids = np.asarray(text)
         whole = ids.ndim == 1 and np.issubdtype(ids.dtype, np.integer) and ids.size > 0

@@ -51,11 +51,11 @@ class Rows:
     """A group between two calls. A row's last token is not in the cache yet; it is at position `pos_B`."""
 
     cache: Any
-    eos: jax.Array  # i32; id of the end token
+    end_N: jax.Array  # i32; the ids that end a text
     token_B: jax.Array  # i32
     pos_B: jax.Array  # i32
     left_B: jax.Array  # i32; tokens that may still come
-    stopped_B: jax.Array  # bool; the end token came
+    stopped_B: jax.Array  # bool; an end token came
     settings: SamplingRows
     probe: Any = struct.field(pytree_node=False, default=None)  # of the forward passes
 
@@ -209,7 +209,7 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
 
     return Rows(
         cache=None,
-        eos=np.int32(model.tokenizer.eos),
+        end_N=np.array(model.tokenizer.ends, np.int32),
         token_B=np.zeros(num_rows, np.int32),
         pos_B=column((len(request.tokens) for request in group), 0, np.int32),
         left_B=setting("max_tokens", 0, np.int32),
@@ -225,7 +225,8 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
 
 def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Completion:
     reason = "stop" if stopped else "length"
-    return Completion(model.tokenizer.decode(tokens), tuple(tokens), reason, len(request.tokens))
+    text = model.tokenizer.decode_after(request.tokens, tokens)
+    return Completion(text, tuple(tokens), reason, len(request.tokens))
 
 
 @functools.partial(jax.jit, static_argnames=("m", "length"))
@@ -286,7 +287,8 @@ def _draw(rows: Rows, logits_BV, pos_B):
     """(rows after the token at `pos_B`, which of them got one); finished rows stay finished."""
     active_B = rows.active_B
     token_B = sample(logits_BV, rows.settings, pos_B)
-    stopped_B = rows.stopped_B | (active_B & (token_B == rows.eos))
+    ended_B = jnp.any(token_B[:, None] == rows.end_N[None, :], axis=1)
+    stopped_B = rows.stopped_B | (active_B & ended_B)
     new_B = active_B & ~stopped_B
     rows = rows.replace(token_B=token_B, pos_B=pos_B, left_B=rows.left_B - new_B, stopped_B=stopped_B)
     return rows, new_B

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from moejax.config import ModelConfig
-from moejax.training.data.tokenizer import Tokenizer
+from moejax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

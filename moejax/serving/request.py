@@ -97,9 +97,8 @@ def make_request(model: Any, prompt: str | Sequence[int], sampling: Sampling) ->
 
 def _encode(model, text: str) -> tuple[int, ...]:
     refuse_unless(text != "", "the prompt is empty; give at least one character", "prompt")
-    longest = max(map(len, model.tokenizer.backend.get_vocab()))  # characters of one token
     refuse_unless(
-        len(text) <= longest * model.context,
+        len(text) <= model.tokenizer.longest * model.context,
         f"the prompt has {len(text)} characters, more than the model's context of {model.context} tokens can "
         "hold; shorten the prompt",
         "prompt",
@@ -110,7 +109,7 @@ def _encode(model, text: str) -> tuple[int, ...]:
     except UnicodeEncodeError as error:
         half = f"half a surrogate pair at character {error.start}"
         raise RequestError(f"the prompt has {half}", "prompt") from None
-    return (model.tokenizer.bos, *model.tokenizer.encode(text))
+    return tuple(model.tokenizer.encode_prompt(text))
 
 
 def _checked(tokens: Sequence[int], vocab: int) -> tuple[int, ...]:

@@ -12,6 +12,9 @@ LAYER_OF = {
     "moejax.overrides": "settings",
     "moejax.flags": "settings",
     "moejax.durable": "settings",
+    "moejax.chat_template": "text",
+    "moejax.chat_worker": "text",
+    "moejax.tokenizer": "text",
     "moejax.report": "report",
     "moejax.sharding": "core",
     "moejax.specs": "core",
@@ -44,6 +47,13 @@ LAYER_OF = {
     "moejax.model_io": "driver",
     "moejax.compile_cache": "driver",
     "moejax.interop": "driver",
+    # a file per family, looked up by name; the rest of the folder is what they share
+    "moejax.interop.hf": "family",
+    "moejax.interop.hf.directory": "driver",
+    "moejax.interop.hf.families": "driver",
+    "moejax.interop.hf.family": "driver",
+    "moejax.interop.hf.fields": "driver",
+    "moejax.interop.hf.tensor_map": "driver",
     # knows the folders of the techniques, imports them only to look a name up
     "moejax.recipes": "recipes",
     "configs": "configs",
@@ -70,13 +80,17 @@ MAY_IMPORT = {
     "model": _LOW - {"kernels"},
     "technique_base": _LOW | {"manual_axes"},
     "technique": _LOW - {"kernels"} | {"model", "technique_base", "manual_axes"},
-    "data": {"settings"},
+    "text": {"settings"},
+    "data": {"settings", "text"},
     "report": {"settings"},
     "analysis": {"settings", "report"},
-    "driver": _LOW - {"kernels"} | {"model", "technique_base", "data", "report", "analysis", "recipes"},
+    "driver": _LOW - {"kernels"}
+    | {"model", "technique_base", "text", "data", "report", "analysis", "recipes"},
+    "family": {"settings", "ops", "driver", "technique"},
     "configs": {"settings", "technique"},
     "door": _LOW
-    | {"model", "technique", "technique_base", "data", "report", "analysis", "driver", "recipes", "configs"},
+    | {"model", "technique", "technique_base", "text", "data", "report", "analysis", "driver", "recipes"}
+    | {"configs"},
 }
 # Modules of these layers may not import one another, only themselves.
 APART = {"technique"}

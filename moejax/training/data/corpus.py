@@ -8,12 +8,12 @@ import math
 import numpy as np
 
 from moejax.config import DataConfig
+from moejax.tokenizer import Tokenizer
 from moejax.training.data import cache, tokenizer
 from moejax.training.data.documents import Documents, FileRecord, read_all
 from moejax.training.data.error_log import ErrorLog
 from moejax.training.data.packing import Rows, pack
 from moejax.training.data.sources import find_files
-from moejax.training.data.tokenizer import Tokenizer
 
 FORMAT = 1  # raise it when the same settings begin to give other rows
 SIDES = ("train", "held_out")

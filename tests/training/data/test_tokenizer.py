@@ -9,6 +9,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 
+from moejax import tokenizer as any_tokenizer
 from moejax.errors import DataError, UsageError
 from moejax.training.data import tokenizer
 
@@ -52,14 +53,14 @@ def test_documents_are_encoded_as_if_alone():
 
 
 def test_long_documents_are_cut_without_loss(monkeypatch):
-    monkeypatch.setattr(tokenizer, "PIECE", 16)
+    monkeypatch.setattr(any_tokenizer, "PIECE", 16)
     values = ["\u6f22" * 50, "a line\n" * 20, "", "x" * 16, "\u00e9" * 8 + "y"]
     encoded = tokenizer.byte_tokenizer().encode_documents([value.encode() for value in values])
     assert [BYTES.decode(ids.tolist()) for ids in encoded] == values
 
 
 def test_documents_are_encoded_as_they_come(monkeypatch):
-    monkeypatch.setattr(tokenizer, "PIECE", 16)
+    monkeypatch.setattr(any_tokenizer, "PIECE", 16)
     endless = itertools.repeat(b"some text")
     assert next(BYTES.encode_documents(endless)).size == 9
 

@@ -1,0 +1,110 @@
+"""Renders Jinja for `moejax.chat_template` in a process of its own, which may be lost without harm.
+
+A line of JSON in, a line of JSON out. It is started as a script and imports nothing of moejax. The template
+language reaches no file and no Python object but the data of the request. Its fuel bounds what it runs, but
+not what one operation costs, so a timer and a limit of memory end the process where fuel does not end the
+work.
+"""
+
+import datetime
+import json
+import re
+import resource
+import signal
+import sys
+
+import minijinja
+
+FUEL = 300_000  # instructions
+FUEL_PER_BYTE = 4  # of the request
+SECONDS = 0.04  # of processor time
+SECONDS_PER_BYTE = 2e-7
+MEMORY = 40 << 20  # bytes beyond what the process has when a request comes
+MEMORY_PER_BYTE = 32
+# Marks the tokens to train on, for which nothing is done here.
+MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+class Refused(Exception):
+    """The template called raise_exception."""
+
+
+def render(template: str, variables: dict, fuel: int) -> str:
+    """The text of a template as transformers renders it."""
+    refusals = []
+
+    def raise_exception(message):
+        refusals.append(str(message))
+        raise Refused
+
+    env = minijinja.Environment(
+        debug=False,
+        fuel=fuel,
+        pycompat=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalizer=_printed,
+        auto_escape_callback=lambda name: False,
+    )
+    env.add_filter("tojson", _to_json)
+    env.add_function("raise_exception", raise_exception)
+    env.add_function("strftime_now", lambda form: datetime.datetime.now().strftime(form))
+    try:
+        return env.render_str(MARK.sub(_neutral, template), **variables)
+    except Exception:
+        if refusals:
+            raise Refused(refusals[0]) from None
+        raise
+
+
+def _printed(value):
+    """As Python prints it, not as the engine would: True, None, {'a': 1}."""
+    return NotImplemented if value is None or isinstance(value, str) else str(value)  # the engine's own way
+
+
+def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _neutral(mark: re.Match) -> str:
+    word = "endif" if mark[2] else "if true"
+    return f"{{%{mark[1]} {word} {mark[3]}%}}"
+
+
+def answer(line: str) -> dict:
+    """{"text": ...}, {"refused": why} or {"error": why}."""
+    request = json.loads(line)
+    try:
+        text = render(request["template"], request["variables"], FUEL + FUEL_PER_BYTE * len(line))
+        return {"text": text}
+    except Refused as refusal:
+        return {"refused": str(refusal)}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    except Exception as error:
+        return {"error": str(error).partition("\n")[0]}
+
+
+def _memory() -> int:
+    """Bytes of address space in use."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    bounded = sys.platform == "linux"  # elsewhere the address space of a process cannot be bounded
+    for line in sys.stdin:
+        if bounded:
+            limit = _memory() + MEMORY + MEMORY_PER_BYTE * len(line)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_BYTE * len(line))
+        reply = json.dumps(answer(line))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        print(reply, flush=True)
+
+
+if __name__ == "__main__":
+    main()
