@@ -4,15 +4,17 @@ All its implementations share one model and one optimizer, as nothing else fits 
 Importing this needs the extra `peers`.
 """
 
+import json
+import tempfile
 import time
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 import transformers
+from safetensors.numpy import save_file
 
 from moejax.config import Run
-from moejax.interop.hf import mixtral
 from moejax.training.optimizer import schedule
 
 EXPERTS = ("eager", "grouped_mm", "batched_mm")
@@ -24,17 +26,18 @@ VERSIONS = {"torch": torch.__version__, "transformers": transformers.__version__
 class Peer:
     """The model, and how it takes a step."""
 
-    def __init__(self, run: Run, weights: mixtral.Tensors, batches: list[dict], threads: int):
+    def __init__(self, run: Run, config: dict, weights: dict, batches: list[dict], threads: int):
         """
         Args:
           run: whose model, optimizer settings and balance weight are taken.
-          weights: from `mixtral.to_hf`.
+          config: the config.json of the model.
+          weights: the arrays of its files, by name.
           batches: numpy columns token and target; step i takes batch i modulo their number.
           threads: of torch.
         """
         torch.set_num_threads(threads)
         self.optim = run.train.optim
-        self.model = _model(run, weights)
+        self.model = _model(run, config, weights)
         self.batches = [{k: torch.from_numpy(b[k]).long() for k in ("token", "target")} for b in batches]
         self.taken = 0
         self.rates = schedule(run.train.optim, run.train.steps)
@@ -109,30 +112,32 @@ def implementations(run: Run, memory: int | None) -> Iterator[tuple[str, str, st
 
 def gathered_bytes(run: Run) -> int:
     """What `batched_mm` keeps for its backward pass: three matrices per token, slot and layer."""
-    config, train = mixtral.hf_config(run.model), run.train
-    matrices = 3 * config["hidden_size"] * config["intermediate_size"] * np.dtype(np.float32).itemsize
-    slots = train.batch_rows * train.seq_len * config["num_experts_per_tok"]
-    return slots * config["num_hidden_layers"] * matrices
+    m, train = run.model, run.train
+    ffn = m.groups[0].blocks[0].ffn
+    matrices = 3 * m.width * ffn.hidden * np.dtype(np.float32).itemsize
+    return train.batch_rows * train.seq_len * ffn.selector.num_slots * m.num_layers * matrices
 
 
-def _model(run: Run, weights: mixtral.Tensors):
-    config = transformers.MixtralConfig(
-        **mixtral.hf_config(run.model),
-        attn_implementation="eager",
-        experts_implementation="eager",
-        output_router_logits=True,
-        router_aux_loss_coef=_balance_weight(run),
-        pad_token_id=None,
-    )
-    model = transformers.MixtralForCausalLM(config)
-    tensors = {name: torch.from_numpy(tensor) for name, tensor in weights.items()}
-    missing, unknown = model.load_state_dict(tensors, strict=False)
-    if unknown or set(missing) - {"lm_head.weight"}:
-        raise RuntimeError(f"transformers {transformers.__version__} wants {missing}, knows no {unknown}")
+def _model(run: Run, config: dict, weights: dict):
+    settings = {"output_router_logits": True, "router_aux_loss_coef": _balance_weight(run)}
+    with tempfile.TemporaryDirectory() as directory:
+        save_file(weights, f"{directory}/model.safetensors", {"format": "pt"})
+        with open(f"{directory}/config.json", "w", encoding="utf-8") as file:
+            json.dump(config | settings, file)
+        model, report = transformers.MixtralForCausalLM.from_pretrained(
+            directory,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    strange = {kind: names for kind, names in report.items() if names}
+    if strange:
+        raise RuntimeError(f"transformers {transformers.__version__} reads the weights otherwise: {strange}")
     return model.train()
 
 
 def _balance_weight(run: Run) -> float:
     """The weight of the run's balance loss; theirs counts a token once per slot, so it is K times ours."""
     weights = [loss.weight for loss in run.train.losses if "Balance" in type(loss).__name__]
-    return sum(weights) / mixtral.hf_config(run.model)["num_experts_per_tok"]
+    return sum(weights) / run.model.groups[0].blocks[0].ffn.selector.num_slots

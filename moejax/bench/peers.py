@@ -8,7 +8,7 @@ from collections.abc import Callable
 from moejax.analysis import machine
 from moejax.config import Run
 from moejax.errors import UsageError
-from moejax.interop.hf import mixtral
+from moejax.interop.hf import directory, mixtral
 
 AGREEMENT = 1e-4  # relative difference of the first next-token loss beyond which nothing is compared
 MISSING = "transformers was not measured: pip install 'moejax[peers]' brings it"
@@ -39,11 +39,13 @@ def find(run: Run, params, batches: list[dict], loss: float) -> Peers:
     from moejax.bench.mixtral_peer import VERSIONS, Peer, implementations
 
     try:
-        weights = mixtral.to_hf(params, run.model)
+        tensors = directory.tensors(mixtral.FAMILY, run.model, params)
+        weights = {name: make() for name, _, make in tensors}
+        config = directory.config_json(mixtral.FAMILY, run.model, run.train.seq_len, {})
     except UsageError as error:
         peers.notes.append(f"transformers was not measured: {error}")
         return peers
-    peer = Peer(run, weights, batches, os.cpu_count())
+    peer = Peer(run, config, weights, batches, os.cpu_count())
     updates = ", ".join(f"{kind} {seconds:.3f} s" for kind, seconds in peer.update_seconds.items())
     peers.settings = {"peer versions": VERSIONS, "peer update": f"{peer.update} of {updates}"}
     steps, reasons = {}, {}

@@ -1,97 +1,75 @@
-"""Mixtral in Hugging Face transformers (version 5 and later: the experts of a layer are one tensor).
+"""Mixtral of Experts (Jiang et al. 2024, arXiv 2401.04088)."""
 
-Mixtral of Experts (Jiang et al. 2024, arXiv 2401.04088). Linear layers keep their weight as [out, in] there,
-and the first half of `gate_up_proj` is what passes the SiLU.
-"""
+from moejax.attention.gqa import Gqa
+from moejax.config import BlockConfig, ModelConfig
+from moejax.dispatch.local import Local
+from moejax.ffn.moe import Moe
+from moejax.interop.hf import rope, turns
+from moejax.interop.hf.family import Family, groups_of, kind, only_block
+from moejax.interop.hf.tensor_map import TensorMap
+from moejax.routers.score.linear import Linear
+from moejax.routers.select.top_k import TopK
 
-from collections.abc import Mapping
 
-import numpy as np
-
-from moejax import records
-from moejax import specs as sp
-from moejax.config import require
-from moejax.interop.hf.tensor_map import TensorMap, Tensors, Turn
-from moejax.model import block as one_block
-from moejax.model import forward as decoder
-
-ONCE = (Turn("model.embed_tokens.weight", ("embed",), "VD->VD"), Turn("model.norm.weight", ("norm",), "D->D"))
-UNTIED = (Turn("lm_head.weight", ("unembed",), "VD->VD"),)
-PER_LAYER = tuple(
-    Turn(f"model.layers.{{layer}}.{name}", leaves, equation, join)
-    for name, leaves, equation, join in (
-        ("input_layernorm.weight", ("pre",), "D->D", 0),
-        ("self_attn.q_proj.weight", ("attn/q",), "DHA->(HA)D", 0),
-        ("self_attn.k_proj.weight", ("attn/k",), "DGA->(GA)D", 0),
-        ("self_attn.v_proj.weight", ("attn/v",), "DGA->(GA)D", 0),
-        ("self_attn.o_proj.weight", ("attn/o",), "HAD->D(HA)", 0),
-        ("post_attention_layernorm.weight", ("post",), "D->D", 0),
-        ("mlp.gate.weight", ("ffn/score/w",), "DE->ED", 0),
-        ("mlp.experts.gate_up_proj", ("ffn/experts/gate", "ffn/experts/up"), "EDF->EFD", 1),
-        ("mlp.experts.down_proj", ("ffn/experts/down",), "EFD->EDF", 0),
+def read(fields) -> ModelConfig:
+    fields.fixed("hidden_act", "silu")
+    fields.fixed("attention_dropout", 0.0)
+    fields.fixed("router_jitter_noise", 0.0)
+    width, num_heads = fields.take("hidden_size", int), fields.take("num_attention_heads", int)
+    attn = Gqa(
+        num_heads=num_heads,
+        num_kv_heads=fields.take("num_key_value_heads", int, 8),
+        head_width=fields.take("head_dim", int, width // num_heads),
+        window=fields.take("sliding_window", int, None, least=1),
+        **rope.read(fields, 1e6),
     )
-)
-# Settings of a block that Mixtral does not leave open.
-FIXED = {"ffn.scorer.activation": "softmax", "ffn.selector.renormalise": True, "ffn.selector.scale": 1.0}
+    experts = Moe(
+        num_experts=fields.take("num_local_experts", int, 8),
+        hidden=fields.take("intermediate_size", int),
+        scorer=Linear(),
+        selector=TopK(fields.take("num_experts_per_tok", int, 2)),
+        dispatch=Local(),
+    )
+    return ModelConfig(
+        vocab=fields.take("vocab_size", int),
+        width=width,
+        groups=groups_of([BlockConfig(attn, experts)] * fields.take("num_hidden_layers", int, least=1)),
+        tied=fields.take("tie_word_embeddings", bool, False),
+        norm_eps=fields.take("rms_norm_eps", float, 1e-5),
+    )
 
 
-def to_hf(params, m) -> Tensors:
-    """The state dict of a MixtralForCausalLM with these weights; a tied unembedding is not in it.
-
-    Raises:
-      UsageError: the model `m` is not a Mixtral.
-    """
-    hf_config(m)
-    return _map(m).forth(params, m)
-
-
-def from_hf(tensors: Mapping[str, np.ndarray], m):
-    """Numpy parameters of the model `m` from the state dict of a MixtralForCausalLM.
-
-    Raises:
-      UsageError: the model `m` is not a Mixtral.
-      CheckpointError: a tensor is missing, unknown, or of another shape or dtype.
-    """
-    hf_config(m)
-    own = {name: value for name, value in tensors.items() if name != "lm_head.weight" or not m.tied}
-    return _map(m).back(own, decoder.specs(m), m)
-
-
-def hf_config(m) -> dict:
-    """Arguments of `transformers.MixtralConfig` for the model `m`, without what only runs set.
-
-    Raises:
-      UsageError: the model `m` is not a Mixtral.
-    """
-    blocks = {block for group in m.groups for block in group.blocks}
-    require(len(blocks) == 1, f"model.groups holds {len(blocks)} kinds of blocks; a Mixtral has one")
-    block = blocks.pop()
-    found = records.flatten(block)
-    for path, wanted in FIXED.items():
-        require(
-            found.get(path) == wanted,
-            f"model.groups[].blocks[].{path} is {found.get(path, 'absent')}; a Mixtral has {wanted!r}",
-        )
-    leaves = {leaf for turn in PER_LAYER for leaf in turn.leaves}
-    declared = {path for path, _ in sp.leaves(one_block.specs(m, block))}
-    strange = sorted(declared ^ leaves)
-    require(not strange, f"parameters {strange} of a block are not those of a Mixtral")
+def write(m: ModelConfig) -> dict:
+    block = only_block(m, "mixtral")
+    attn, ffn = kind(block.attn, Gqa, "mixtral"), kind(block.ffn, Moe, "mixtral")
     return {
         "vocab_size": m.vocab,
         "hidden_size": m.width,
         "num_hidden_layers": m.num_layers,
-        "num_attention_heads": block.attn.num_heads,
-        "num_key_value_heads": block.attn.num_kv_heads,
-        "head_dim": block.attn.head_width,
-        "sliding_window": block.attn.window,
-        "rope_parameters": {"rope_type": "default", "rope_theta": block.attn.rope_theta},
-        "num_local_experts": block.ffn.num_experts,
-        "num_experts_per_tok": block.ffn.selector.k,
-        "intermediate_size": block.ffn.hidden,
+        "num_attention_heads": attn.num_heads,
+        "num_key_value_heads": attn.num_kv_heads,
+        "head_dim": attn.head_width,
+        "sliding_window": attn.window,
+        "rope_parameters": rope.write(attn.rope_theta, attn.rope_scaling),
+        "num_local_experts": ffn.num_experts,
+        "num_experts_per_tok": kind(ffn.selector, TopK, "mixtral").k,
+        "intermediate_size": ffn.hidden,
         "rms_norm_eps": m.norm_eps,
         "tie_word_embeddings": m.tied,
+        "hidden_act": "silu",
     }
 
 
-def _map(m) -> TensorMap:
-    return TensorMap(ONCE + (() if m.tied else UNTIED), PER_LAYER)
+def tensor_map(m: ModelConfig) -> TensorMap:
+    def layer(block):
+        return (
+            *turns.norms(),
+            *turns.attention(block.attn),
+            turns.layer("block_sparse_moe.gate.weight", "ffn/score/w", "DE->ED"),
+            *turns.experts("block_sparse_moe.experts.{expert}", gate="w1", up="w3", down="w2"),
+        )
+
+    return TensorMap(turns.once(m), layer, turns.ignored(m))
+
+
+FAMILY = Family("mixtral", "MixtralForCausalLM", read, write, tensor_map)

@@ -5,50 +5,85 @@ and joins those in brackets. Nothing is computed, so there and back is the same 
 """
 
 import dataclasses
+import fnmatch
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import jax
 import numpy as np
 
 from moejax import specs as sp
 from moejax.errors import CheckpointError
+from moejax.interop.source import TensorSource
 
-Tensors = dict[str, np.ndarray]
+REMEDY = "use the config.json that these tensors were made with"
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """One tensor of the other library."""
 
-    name: str  # there; "{layer}" stands for the number of the layer
-    leaves: tuple[str, ...]  # here, as paths; several lie end to end along the joined dim
-    equation: str  # our dims -> theirs
-    join: int = 0  # dim of theirs along which several leaves lie end to end
+    name: str  # there; {layer} and {expert} stand for numbers
+    leaves: tuple[str, ...]  # here, as paths; several share the joined dim
+    equation: str  # our dims, without layer and expert where the name has them -> theirs
+    join: int = 0  # dim of theirs that several leaves share
+    interleaved: bool = False  # there they take turns; otherwise they lie end to end
+
+    def shape(self, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Of their tensor, out of the shapes of our leaves."""
+        order, groups = self._read()
+        theirs = [_joined([shape[dim] for dim in order], groups) for shape in shapes]
+        whole = list(theirs[0])
+        whole[self.join] = sum(shape[self.join] for shape in theirs)
+        return tuple(whole)
 
     def forth(self, values: Sequence[np.ndarray]) -> np.ndarray:
         """Their tensor out of our leaves, in memory of its own."""
         order, groups = self._read()
         turned = [np.transpose(value, order) for value in values]
         turned = [x.reshape(_joined(x.shape, groups)) for x in turned]
+        if self.interleaved:
+            mixed = np.stack(turned, self.join + 1)
+            return np.ascontiguousarray(mixed.reshape(self.shape([value.shape for value in values])))
         return np.ascontiguousarray(np.concatenate(turned, self.join))
 
-    def back(self, tensor: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        """Our leaves, of the declared shapes, out of their tensor."""
+    def back(
+        self,
+        read: Callable[[tuple[slice, ...]], np.ndarray],
+        part: int,
+        shapes: Sequence[tuple[int, ...]],
+        wanted: Sequence[slice],
+    ) -> np.ndarray:
+        """A part of our leaf number `part`.
+
+        Args:
+          read: a part of their tensor, by one slice per dim.
+          shapes: of all our leaves.
+          wanted: of the leaf, one slice with start and stop per dim.
+        """
         order, groups = self._read()
-        turned = [tuple(shape[dim] for dim in order) for shape in shapes]
-        sizes = [_joined(shape, groups)[self.join] for shape in turned]
-        whole = list(_joined(turned[0], groups))
-        whole[self.join] = sum(sizes)
-        if tensor.shape != tuple(whole):
-            raise CheckpointError(
-                f"tensor {self.name!r} is {tensor.shape}, the config asks for {tuple(whole)}; "
-                "use the config that these tensors were made with"
-            )
-        parts = np.split(tensor, np.cumsum(sizes)[:-1], self.join)
-        home = np.argsort(order)
-        return [np.transpose(part.reshape(shape), home) for part, shape in zip(parts, turned, strict=True)]
+        sizes = [_joined([shape[dim] for dim in order], groups)[self.join] for shape in shapes]
+        mine = [shapes[part][dim] for dim in order]
+        wanted = [wanted[dim] for dim in order]
+        theirs, inner, first = [], [], 0
+        for size in groups:
+            outer, rest = wanted[first], slice(first + 1, first + size)
+            stride = math.prod(mine[rest])
+            theirs.append(slice(outer.start * stride, outer.stop * stride))
+            inner += [slice(None), *wanted[rest]]
+            first += size
+        along = theirs[self.join]
+        if self.interleaved:
+            count = len(shapes)
+            theirs[self.join] = slice(along.start * count, along.stop * count)
+            picked = (slice(None),) * self.join + (slice(part, None, count),)
+            block = read(tuple(theirs))[picked]
+        else:
+            offset = sum(sizes[:part])
+            theirs[self.join] = slice(along.start + offset, along.stop + offset)
+            block = read(tuple(theirs))
+        block = block.reshape(_split(block.shape, groups, mine))[tuple(inner)]
+        return np.transpose(block, np.argsort(order))
 
     def _read(self) -> tuple[list[int], list[int]]:
         """Our dims in their order, and how many of them each dim of theirs joins."""
@@ -59,73 +94,93 @@ class Turn:
 
 
 @dataclasses.dataclass(frozen=True)
+class Place:
+    """One tensor there, and where its parts are here."""
+
+    name: str
+    turn: Turn
+    leaves: tuple[str, ...]  # paths in the parameters
+    at: tuple[int, ...]  # of each leaf: number in its stack, number of the expert
+    shapes: tuple[tuple[int, ...], ...]  # of each leaf below `at`
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.turn.shape(self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
 class TensorMap:
     """A family of models: the tensors that are there once, and those of every layer."""
 
     once: tuple[Turn, ...]  # leaves are paths in the parameters
-    per_layer: tuple[Turn, ...]  # leaves are paths in a block
+    per_layer: Callable[[object], tuple[Turn, ...]]  # of a BlockConfig; leaves are paths in the block
+    ignored: tuple[str, ...] = ()  # patterns of names there that say nothing new, such as copies
 
-    def forth(self, params, m) -> Tensors:
-        """Every tensor of the other library.
+    def places(self, m, specs) -> Iterator[Place]:
+        """Every tensor there of the model `m`, whose parameters `specs` declares."""
+        declared = dict(sp.leaves(specs))
 
-        Args:
-          params: as the Specs of the model `m` declare.
-        """
-        flat, _ = jax.tree_util.tree_flatten_with_path(params)
-        ours = {sp.path_name(path): np.asarray(leaf) for path, leaf in flat}
-        places = self._places(m)
-        return {name: turn.forth([ours[leaf][at] for leaf in leaves]) for name, leaves, at, turn in places}
+        def place(turn: Turn, leaves: list[str], layer: int | None, at: tuple[int, ...]) -> Iterator[Place]:
+            unknown = [leaf for leaf in leaves if leaf not in declared]
+            if unknown:
+                raise CheckpointError(f"tensor {turn.name!r} has no parameter {unknown[0]!r} in this model")
+            experts = range(declared[leaves[0]].shape[len(at)]) if "{expert}" in turn.name else [None]
+            for expert in experts:
+                own = at if expert is None else (*at, expert)
+                shapes = tuple(declared[leaf].shape[len(own) :] for leaf in leaves)
+                name = turn.name.format(layer=layer, expert=expert)
+                yield Place(name, turn, tuple(leaves), own, shapes)
 
-    def back(self, tensors: Mapping[str, np.ndarray], specs, m):
-        """Numpy parameters as `specs`, those of the model `m`, declare.
+        for turn in self.once:
+            yield from place(turn, list(turn.leaves), None, ())
+        for layer, (path, block, at) in enumerate(layers(m)):
+            for turn in self.per_layer(block):
+                yield from place(turn, [f"{path}/{leaf}" for leaf in turn.leaves], layer, (at,))
+
+    def check(self, source: TensorSource, m, specs) -> None:
+        """Refuse a source that does not hold exactly the tensors of the model.
 
         Raises:
-          CheckpointError: a tensor is missing, unknown, or of another shape or dtype.
+          CheckpointError: a tensor is missing, unknown or of another shape; names it and its file.
         """
-        params = sp.tree_map(lambda spec: np.empty(spec.shape, spec.dtype), specs)
-        ours = {path: leaf for (path, _), leaf in zip(sp.leaves(specs), jax.tree.leaves(params), strict=True)}
-        places = list(self._places(m))
-        _check_names({name for name, *_ in places}, set(tensors))
-        for name, leaves, at, turn in places:
-            tensor = np.asarray(tensors[name])
-            parts = turn.back(tensor, [ours[leaf][at].shape for leaf in leaves])
-            for leaf, part in zip(leaves, parts, strict=True):
-                if part.dtype != ours[leaf].dtype:
-                    raise CheckpointError(
-                        f"tensor {name!r} is {part.dtype}, the config asks for {ours[leaf].dtype}; "
-                        "convert it, or set model.param_dtype"
-                    )
-                ours[leaf][at] = part
-        return params
-
-    def _places(self, m) -> Iterator[tuple[str, list[str], int | tuple, Turn]]:
-        """(name there, paths here, index in each of them, how) of every tensor."""
-        for turn in self.once:
-            yield turn.name, list(turn.leaves), (), turn
-        for layer, (block, at) in enumerate(layers(m)):
-            for turn in self.per_layer:
-                yield turn.name.format(layer=layer), [f"{block}/{leaf}" for leaf in turn.leaves], at, turn
+        wanted = {place.name: place.shape for place in self.places(m, specs)}
+        found = set(source.names())
+        problems = [f"tensor {name!r} is missing" for name in wanted if name not in found]
+        for name in found - wanted.keys():
+            if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored):
+                problems.append(f"tensor {name!r} of {source.info(name).file} has no place in the config")
+        for name in wanted.keys() & found:
+            info = source.info(name)
+            if info.shape != wanted[name]:
+                what = f"tensor {name!r} of {info.file} is {info.shape}"
+                problems.append(f"{what}, the config asks for {wanted[name]}")
+        if problems:
+            shown = sorted(problems)
+            more = f"; and {len(shown) - 20} more" if len(shown) > 20 else ""
+            raise CheckpointError(f"{'; '.join(shown[:20])}{more}; {REMEDY}")
 
 
-def layers(m) -> list[tuple[str, int]]:
-    """(path of the block, index in its stack) of every layer, in the order in which a token passes them."""
+def layers(m) -> list[tuple[str, object, int]]:
+    """(path of the block, its BlockConfig, number in its stack) in the order in which a token passes them."""
     return [
-        (f"group{g}/block{b}", at)
+        (f"group{g}/block{b}", block, at)
         for g, group in enumerate(m.groups)
         for at in range(group.repeat)
-        for b in range(len(group.blocks))
+        for b, block in enumerate(group.blocks)
     ]
 
 
-def _check_names(wanted: set[str], found: set[str]) -> None:
-    problems = [f"tensor {name!r} is missing" for name in wanted - found]
-    problems += [f"tensor {name!r} has no place in the config" for name in found - wanted]
-    if problems:
-        found = "; ".join(sorted(problems))
-        raise CheckpointError(f"{found}; use the config that these tensors were made with")
-
-
-def _joined(shape: tuple[int, ...], groups: list[int]) -> tuple[int, ...]:
+def _joined(shape: Sequence[int], groups: list[int]) -> tuple[int, ...]:
     """`shape` with each group of neighbouring dims as one."""
     ends = np.cumsum(groups)
     return tuple(math.prod(shape[end - size : end]) for end, size in zip(ends, groups, strict=True))
+
+
+def _split(shape: tuple[int, ...], groups: list[int], mine: Sequence[int]) -> tuple[int, ...]:
+    """The dims of a block of theirs apart: the first of each group as long as the block has it."""
+    found, first = [], 0
+    for length, size in zip(shape, groups, strict=True):
+        rest = mine[first + 1 : first + size]
+        found += [length // math.prod(rest), *rest]
+        first += size
+    return tuple(found)
