@@ -107,7 +107,7 @@ class Routing:
     expert_BTK: Array
     gate_BTK: Array
     kept_BTK: Array  # bool; chosen and really computed
-    score_BTE: Array  # affinities after the scorer's activation
+    score_BTE: Array  # affinities after the scorer's activation; of signed scores their softmax
     logit_BTE: Array  # before it
     extra: dict[str, Array] = struct.field(default_factory=dict)
 
@@ -189,6 +189,7 @@ class Scorer(Protocol):
 
     reads: frozenset[str]
     sparse: bool = False  # a score of 0 says that an expert is not wanted
+    signed: bool = False  # scores are logits, of any sign
     shared: str = ""
 
     def specs(self, m, num_experts: int) -> Tree: ...
@@ -222,6 +223,7 @@ class Selector(Protocol):
 
     causal: bool
     num_slots: int  # K
+    signed: bool = False  # it works on signed scores, and on no others
 
     def check(self, num_experts: int, scorer: Scorer) -> None:
         """Raise UsageError unless it can work on so many experts with the scores of `scorer`."""

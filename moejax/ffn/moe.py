@@ -54,7 +54,18 @@ class Moe(Ffn):
             f"ffn.selector.k={K} experts per token out of ffn.num_experts={E} is impossible; "
             f"choose 1 <= k <= {E}",
         )
-        self.selector.check(E, self.scorer)
+        self._check_router()
+
+    def _check_router(self) -> None:
+        names = {True: "logits", False: "scores that are not negative"}
+        scorer, selector = self.scorer, self.selector
+        require(
+            scorer.signed == selector.signed,
+            f"ffn.scorer={type(scorer).__name__} gives {names[scorer.signed]}, but ffn.selector="
+            f"{type(selector).__name__} works on {names[selector.signed]}; "
+            'a scorer with activation="identity" gives logits',
+        )
+        selector.check(self.num_experts, scorer)
 
     def check_mesh(self, mesh) -> None:
         """Refuse a mesh that cannot split the experts."""
@@ -123,6 +134,8 @@ class Moe(Ffn):
             y_BTD = y_BTD + weights.einsum("BTE,ED->BTD", weight_BTE, p["down_bias"]).astype(y_BTD.dtype)
         if self.shared_expert is not None:
             y_BTD = y_BTD + self._for_all(p, i)
+        if self.scorer.signed:
+            score_BTE = jax.nn.softmax(score_BTE)
         return y_BTD, Routing(expert_BTK, gate_BTK, kept_BTK, score_BTE, logit_BTE, extra), memory
 
     def _for_all(self, p, i):

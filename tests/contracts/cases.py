@@ -38,6 +38,7 @@ from moejax.routers.select.entropy import TsallisHybrid
 from moejax.routers.select.expert_choice import ExpertChoice
 from moejax.routers.select.group_limited import GroupLimited
 from moejax.routers.select.relu_norm import ReluNorm
+from moejax.routers.select.sparse_mixer import SparseMixer
 from moejax.routers.select.top_k import TopK
 from moejax.routers.select.top_p import TopP
 from moejax.training.router_meter import RouterMeter
@@ -50,6 +51,7 @@ SCORERS = {
     "linear_sqrt_softplus_bias": Linear("sqrt_softplus", bias=True),
     "linear_relu": Linear("relu"),
     "linear_noise": Linear(noise=1.0),
+    "linear_identity": Linear("identity"),
     "noisy": Noisy(),
     "cosine": Cosine(width=3),
     "pre_attention": PreAttention(),
@@ -72,6 +74,7 @@ SELECTORS = {
     "relu_norm": ReluNorm(NUM_EXPERTS),
     "relu_norm_2": ReluNorm(2),
     "group_limited": GroupLimited(2, num_groups=NUM_EXPERTS, keep_groups=3, best=1),
+    "sparse_mixer": SparseMixer(2),
     "capacity": Capacity(TopK(2), factor=0.6),
     "capacity_row_score": Capacity(TopK(2), group="row", order="score"),
     "capacity_openmoe": Capacity(TopK(2, renormalise=False), factor=0.5, group="global", rule="openmoe"),
@@ -85,6 +88,11 @@ REFUSED = {
     for scorer in SCORERS
     for selector in ("relu_norm", "relu_norm_2")
     if scorer != "linear_relu"
+} | {
+    (scorer, selector): "works on (logits|scores that are not negative)"
+    for scorer in SCORERS
+    for selector in SELECTORS
+    if (scorer == "linear_identity") != (selector == "sparse_mixer")
 }
 DISPATCHERS = {
     "local": Local(),

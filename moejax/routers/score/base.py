@@ -21,8 +21,10 @@ ACTIVATIONS = {
     "sigmoid": jax.nn.sigmoid,
     "sqrt_softplus": sqrt_softplus,
     "relu": jax.nn.relu,
+    "identity": lambda logit_BTE: logit_BTE,
 }
 SPARSE = ("relu",)  # scores of 0 say which experts are not wanted
+SIGNED = ("identity",)  # scores are logits
 
 
 def check_activation(name: str) -> None:

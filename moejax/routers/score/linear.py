@@ -11,14 +11,14 @@ Differs from the papers: nothing.
 import dataclasses
 
 from moejax.config import require
-from moejax.routers.score.base import ACTIVATIONS, SPARSE, check_activation, logits, noise
+from moejax.routers.score.base import ACTIVATIONS, SIGNED, SPARSE, check_activation, logits, noise
 from moejax.seams import Scorer
 from moejax.specs import Constant, Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Scorer):
-    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus | relu
+    activation: str = "softmax"  # softmax | sigmoid | sqrt_softplus | relu | identity
     bias: bool = False  # add a learned constant to the logits
     noise: float = 0.0  # standard deviation of what training adds to the logits, times E
 
@@ -31,6 +31,10 @@ class Linear(Scorer):
     @property
     def sparse(self) -> bool:
         return self.activation in SPARSE
+
+    @property
+    def signed(self) -> bool:
+        return self.activation in SIGNED
 
     def specs(self, m, num_experts: int):
         tree = {"w": Spec((m.width, num_experts), ("embed", None), Normal(m.width**-0.5), m.param_dtype)}

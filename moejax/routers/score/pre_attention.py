@@ -12,14 +12,14 @@ logits so large that their sigmoids are equal.
 
 import dataclasses
 
-from moejax.routers.score.base import ACTIVATIONS, SPARSE, check_activation, logits
+from moejax.routers.score.base import ACTIVATIONS, SIGNED, SPARSE, check_activation, logits
 from moejax.seams import Scorer
 from moejax.specs import Normal, Spec
 
 
 @dataclasses.dataclass(frozen=True)
 class PreAttention(Scorer):
-    activation: str = "sigmoid"  # softmax | sigmoid | sqrt_softplus | relu
+    activation: str = "sigmoid"  # softmax | sigmoid | sqrt_softplus | relu | identity
 
     reads = frozenset({"h_BTD"})
 
@@ -29,6 +29,10 @@ class PreAttention(Scorer):
     @property
     def sparse(self) -> bool:
         return self.activation in SPARSE
+
+    @property
+    def signed(self) -> bool:
+        return self.activation in SIGNED
 
     def specs(self, m, num_experts: int):
         return {"w": Spec((m.width, num_experts), ("embed", None), Normal(0.02), m.param_dtype)}
