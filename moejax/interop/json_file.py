@@ -21,20 +21,21 @@ def read_json(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
       CheckpointError: there is no such file, it is too large or too deep, no JSON, says a key twice, or holds
         numbers that JSON does not have.
     """
-    return parse_object(safe_files.read_bytes(path, max_bytes), str(path))
-
-
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The object in the JSON text `data`; `where` begins the messages."""
+    data = safe_files.read_bytes(path, max_bytes)
     try:
-        _check_size(data)
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__}, not an object")
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is no JSON that can be trusted: {error}; replace the file") from error
+        return parse(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON that can be trusted: {error}; replace the file") from error
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The object in a JSON text; ValueError says what is wrong with it."""
+    _check_size(data)
+    value = json.loads(
+        data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
+    )
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")
     return value
 
 

@@ -4,13 +4,12 @@ import pytest
 
 from moejax.errors import CheckpointError
 from moejax.interop import json_file
-from moejax.interop.json_file import MAX_DEPTH, parse_object, read_json
+from moejax.interop.json_file import MAX_DEPTH, parse, read_json
 
 
 def refusal(data: bytes) -> str:
-    with pytest.raises(CheckpointError) as caught:
-        parse_object(data, "here.json")
-    assert str(caught.value).startswith("here.json is no JSON that can be trusted: ")
+    with pytest.raises(ValueError) as caught:
+        parse(data)
     return str(caught.value)
 
 
@@ -46,7 +45,7 @@ def test_refuses_what_is_no_json(data, reason):
 def test_depth(opening, closing):
     levels = MAX_DEPTH // (1 + (len(closing) - 1)) - 1
     inner = opening * levels + b"0" + closing * levels
-    assert parse_object(b'{"a":' + inner + b"}", "here.json")
+    assert parse(b'{"a":' + inner + b"}")
     deeper = opening * (levels + 1) + b"0" + closing * (levels + 1)
     assert "nested deeper than 64 levels" in refusal(b'{"a":' + deeper + b"}")
     assert "nested deeper" in refusal(b'{"a":' + opening * 100_000)
@@ -54,13 +53,13 @@ def test_depth(opening, closing):
 
 def test_brackets_in_strings_are_no_depth():
     text = b'{"a": "' + b"[{" * 1000 + rb"\"[[\\" + b'"}'
-    assert parse_object(text, "here.json")["a"].endswith('"[[\\')
+    assert parse(text)["a"].endswith('"[[\\')
 
 
 @pytest.mark.parametrize("value", [b"0,", b"[],", b"{},", b'"a",', b'""""'])
 def test_many_values_are_refused_unread(value, monkeypatch):
     monkeypatch.setattr(json_file, "MAX_VALUES", 1000)
-    assert parse_object(b'{"a":[' + b"0," * 990 + b"0]}", "here.json")
+    assert parse(b'{"a":[' + b"0," * 990 + b"0]}")
     assert "more than 1,000 values" in refusal(b'{"a":[' + value * 2000)
 
 
@@ -68,6 +67,9 @@ def test_large_files_are_refused_unread(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b'{"a": 1}')
     assert read_json(path, 8) == {"a": 1}
+    path.write_bytes(b'{"a": x}')
+    with pytest.raises(CheckpointError, match="json is no JSON that can be trusted: Expecting value"):
+        read_json(path)
     with pytest.raises(CheckpointError, match="has 8 bytes; a file of its kind has at most 7"):
         read_json(path, 7)
 
