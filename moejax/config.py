@@ -19,10 +19,30 @@ def require(condition: bool, message: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """One transformer block: an Attention and an Ffn strategy (see `moejax.seams`)."""
+    """One transformer block: an Attention and an Ffn strategy (see `moejax.seams`).
+
+    Each branch reads a norm of the residual stream h and adds to it: h + residual_scale * f(norm(h)).
+    """
 
     attn: Any
     ffn: Any
+    after: Any = None  # a second Ffn, after the first one has been added (OpenMoE, arXiv 2402.01739)
+    post_norms: bool = False  # what a branch gives is normed before it is added (Gemma 2, arXiv 2408.00118)
+    residual_scale: float = 1.0  # of what every branch gives (Granite)
+
+    def __post_init__(self):
+        require(self.residual_scale > 0, f"residual_scale={self.residual_scale} must be positive")
+        alone = self.after is None or (self.after.causal and not self.after.shared)
+        require(
+            alone,
+            f"after={type(self.after).__name__} looks at other tokens or layers; "
+            "choose one that maps each token by itself, such as Dense",
+        )
+
+    def check_mesh(self, mesh) -> None:
+        """Refuse a mesh that cannot split one of the parts."""
+        for part in (self.attn, self.ffn, *(() if self.after is None else (self.after,))):
+            part.check_mesh(mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +65,9 @@ class ModelConfig:
     width: int  # D
     groups: tuple[Group, ...]
     tied: bool = True  # unembed with the transposed embedding table
+    embed_scale: float = 1.0  # of the embedding table's rows, as the model reads them
+    unembed_bias: bool = False  # a parameter per token id, added to the logits before they are scaled
+    logit_scale: float = 1.0  # of the logits
     norm: str = "rms"  # rms | rms_plus_one (the scale is 1 + a parameter) | layer (mean 0, scale and bias)
     norm_eps: float = 1e-6
     dtype: str = "float32"  # of activations and matmuls: float32 | bfloat16
@@ -60,9 +83,10 @@ class ModelConfig:
             value = getattr(self, name)
             known = ("float32", "bfloat16", "float64")
             require(value in known, f"model.{name}={value!r} is not one of {', '.join(known)}")
+        for name in ("norm_eps", "embed_scale", "logit_scale"):
+            require(getattr(self, name) > 0, f"model.{name}={getattr(self, name)} must be positive")
         known = ("rms", "rms_plus_one", "layer")
         require(self.norm in known, f"model.norm={self.norm!r} is not one of {', '.join(known)}")
-        require(self.norm_eps > 0, f"model.norm_eps={self.norm_eps} must be positive")
         known = ("none", "full", "dots")
         require(self.remat in known, f"model.remat={self.remat!r} is not one of {', '.join(known)}")
 
@@ -161,9 +185,7 @@ class TrainConfig:
     trace_rows: int = 8  # rows of a batch (of its first micro-batch) in such a trace
     max_skipped: int = 10  # updates skipped in a row (not finite, or a spike) that end the run
     spike_factor: float = 0.0  # skip an update whose loss exceeds this times the running mean; 0 never does
-    verify_every: int = (
-        0  # steps between runs of one step twice, to catch silent data corruption; 0 never does
-    )
+    verify_every: int = 0  # steps between runs of one step twice, against silent corruption; 0 never does
     watchdog_seconds: float = 600.0  # without a finished step before the run is called hung; 0 turns it off
 
     def __post_init__(self):
@@ -274,5 +296,4 @@ class Run:
                 "choose one that divides the other",
             )
         for block in (block for group in self.model.groups for block in group.blocks):
-            block.attn.check_mesh(mesh)
-            block.ffn.check_mesh(mesh)
+            block.check_mesh(mesh)

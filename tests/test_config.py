@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base
-from moejax import overrides
+from moejax import overrides, records
 from moejax.config import (
     BlockConfig,
     CheckpointConfig,
@@ -14,8 +14,10 @@ from moejax.config import (
     OptimConfig,
     TrainConfig,
 )
+from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.dense import Dense
+from moejax.ffn.soft import Soft
 from moejax.losses.next_token import NextToken
 from moejax.losses.z_loss import RouterZ
 from tests.contracts import tiny
@@ -45,6 +47,13 @@ def test_layers_are_counted_over_groups_and_blocks():
             lambda: ModelConfig(8, 8, GROUPS, remat="some"),
             r"model.remat='some' is not one of none, full, dots",
         ),
+        (lambda: ModelConfig(8, 8, GROUPS, norm="batch"), r"norm='batch' is not one of rms, rms_plus_one"),
+        (lambda: ModelConfig(8, 8, GROUPS, logit_scale=0.0), r"model.logit_scale=0.0 must be positive"),
+        (lambda: BlockConfig(tiny.ATTN, Dense(8), residual_scale=0.0), r"residual_scale=0.0 must be positi"),
+        (
+            lambda: BlockConfig(tiny.ATTN, Dense(8), after=Soft(2, 8, 1, Local())),
+            r"after=Soft looks at other tokens.*choose one that maps each token by itself, such as Dense",
+        ),
         (lambda: OptimConfig(schedule="step"), r"schedule='step' is not one of constant, linear, cosine"),
         (lambda: OptimConfig(learning_rate=0.0), r"learning_rate=0.0 must be positive"),
         (lambda: CheckpointConfig(keep_last=0), r"keep_last=0 must be at least 1"),
@@ -59,6 +68,17 @@ def test_layers_are_counted_over_groups_and_blocks():
 def test_what_cannot_work_is_refused(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_settings_that_a_config_of_old_does_not_have_take_their_defaults():
+    known = (ModelConfig, Group, BlockConfig, *map(type, (tiny.ATTN, tiny.MOE.scorer, tiny.MOE.selector)))
+    known += (Local, Dense, type(tiny.MOE))
+    old = records.to_dict(tiny.model())
+    for name in ("norm", "embed_scale", "logit_scale", "unembed_bias"):
+        del old[name]
+    for name in ("after", "post_norms", "residual_scale"):
+        del old["groups"][0]["blocks"][1][name]
+    assert records.from_dict(old, known) == tiny.model()
 
 
 def test_rows_are_split_over_three_axes():

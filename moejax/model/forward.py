@@ -6,8 +6,9 @@ from moejax import sharding
 from moejax import specs as sp
 from moejax.model import stack
 from moejax.ops import norm
+from moejax.ops.cross_entropy import Unembedding
 from moejax.seams import Context, Output, Side
-from moejax.specs import Normal, Spec
+from moejax.specs import Constant, Normal, Spec
 
 
 def specs(m):
@@ -21,6 +22,8 @@ def specs(m):
     }
     if not m.tied:
         tree["unembed"] = Spec((V, D), ("vocab", "embed"), Normal(0.02), m.param_dtype)
+    if m.unembed_bias:
+        tree["unembed_bias"] = Spec((V,), ("vocab",), Constant(0.0), m.param_dtype)
     return tree
 
 
@@ -36,22 +39,20 @@ def init_cache(m, num_slots: int, length: int):
 
 
 def embed(params, m, token_BT):
-    """Rows of the embedding table."""
+    """Rows of the embedding table, scaled; the scale is rounded to the dtype of activations."""
     table_VD = sharding.whole(params["embed"])
-    return table_VD.at[token_BT].get(out_sharding=sharding.out("BTD")).astype(m.dtype)
+    return table_VD.at[token_BT].get(out_sharding=sharding.out("BTD")).astype(m.dtype) * m.embed_scale
 
 
-def unembedding(params, m):
-    """The table [V, D] whose rows the hidden states are compared with, ready to be used."""
-    return sharding.gather(params["embed" if m.tied else "unembed"]).astype(m.dtype)
+def unembedding(params, m) -> Unembedding:
+    """What turns hidden states into logits, ready to be used."""
+    table_VD = sharding.gather(params["embed" if m.tied else "unembed"]).astype(m.dtype)
+    return Unembedding(table_VD, params.get("unembed_bias"), m.logit_scale)
 
 
 def unembed(params, m, hidden_BTD):
     """Logits in at least f32."""
-    hidden_BTD = hidden_BTD.astype(m.dtype)
-    table_VD = unembedding(params, m)
-    logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, table_VD, out_sharding=sharding.out("BTV"))
-    return logits_BTV.astype(jnp.promote_types(m.dtype, jnp.float32))
+    return unembedding(params, m).logits(hidden_BTD.astype(m.dtype))
 
 
 def forward(params, m, batch, *, cache=None, sides=None, key=None, probe=None) -> Output:

@@ -5,31 +5,56 @@ weighted losses has a gradient that is known up to one scalar, so the forward pa
 logits are still in cache. Three matmuls in all, none of them twice.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from moejax import sharding
 
 CHUNK_TOKENS, MAX_CHUNKS = 512, 8
 
 
+@struct.dataclass
+class Unembedding:
+    """From hidden states to logits: scale * (hidden table^T + bias)."""
+
+    table_VD: Any
+    bias_V: Any = None
+    scale: float = struct.field(pytree_node=False, default=1.0)
+
+    def logits(self, hidden_BTD):
+        """In at least f32; the vocabulary may be split over devices."""
+        where = sharding.out("BTV")
+        logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, self.table_VD, out_sharding=where)
+        logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
+        if self.bias_V is not None:
+            logits_BTV += self.bias_V[None, None]
+        return logits_BTV * self.scale
+
+
 @jax.custom_vjp
-def weighted_nll(hidden_BTD, table_VD, target_BT, weight_BT):
-    """Sum over positions of weight * -log softmax(hidden table^T)[target], in at least f32.
+def weighted_nll(hidden_BTD, unembedding: Unembedding, target_BT, weight_BT):
+    """Sum over positions of weight * -log softmax(logits)[target], in at least f32.
 
     The vocabulary may be split over devices. Targets and weights have no gradient.
     """
     chunks = _chunks(hidden_BTD, target_BT, weight_BT)
-    return sum(_chunk_nll(x_BTD, table_VD, *rest)[0] for x_BTD, *rest in chunks)
+    return sum(_chunk_nll(x_BTD, unembedding, *rest)[0] for x_BTD, *rest in chunks)
 
 
-def _forward(hidden_BTD, table_VD, target_BT, weight_BT):
-    total, d_hidden, d_table_DV = 0.0, [], 0.0
+def _forward(hidden_BTD, unembedding, target_BT, weight_BT):
+    total, d_hidden, d_table_DV, d_bias_V = 0.0, [], 0.0, 0.0
+    table_VD, bias_V = unembedding.table_VD, unembedding.bias_V
     precise = jnp.promote_types(table_VD.dtype, jnp.float32)
     for x_BTD, target, weight in _chunks(hidden_BTD, target_BT, weight_BT):
-        nll, share_BTV, hit_BTV = _chunk_nll(x_BTD, table_VD, target, weight)
-        d_logits_BTV = ((share_BTV - hit_BTV) * weight[..., None]).astype(x_BTD.dtype)
+        nll, share_BTV, hit_BTV = _chunk_nll(x_BTD, unembedding, target, weight)
+        d_logits_BTV = (share_BTV - hit_BTV) * unembedding.scale * weight[..., None]
         total += nll
+        if bias_V is not None:
+            d_bias_V += jnp.sum(d_logits_BTV, axis=(0, 1))
+        d_logits_BTV = d_logits_BTV.astype(x_BTD.dtype)
         d_hidden.append(jnp.einsum("BTV,VD->BTD", d_logits_BTV, table_VD, out_sharding=sharding.out("BTD")))
         # As [D, V], because a product that contracts the rows of both sides is slow as [V, D] on CPU.
         d_table_DV += jnp.einsum(
@@ -40,12 +65,13 @@ def _forward(hidden_BTD, table_VD, target_BT, weight_BT):
             out_sharding=sharding.out("DV"),
         )
     d_table_VD = jax.lax.optimization_barrier(d_table_DV.astype(table_VD.dtype)).T
-    return total, (jnp.concatenate(d_hidden, axis=1), d_table_VD)
+    d_bias_V = None if bias_V is None else d_bias_V.astype(bias_V.dtype)
+    slopes = jnp.concatenate(d_hidden, axis=1), unembedding.replace(table_VD=d_table_VD, bias_V=d_bias_V)
+    return total, slopes
 
 
 def _backward(slopes, d_total):
-    d_hidden_BTD, d_table_VD = slopes
-    return tuple((slope * d_total).astype(slope.dtype) for slope in (d_hidden_BTD, d_table_VD)) + (None, None)
+    return *jax.tree.map(lambda slope: (slope * d_total).astype(slope.dtype), slopes), None, None
 
 
 weighted_nll.defvjp(_forward, _backward)
@@ -60,10 +86,9 @@ def _chunks(hidden_BTD, *columns_BT):
         yield hidden_BTD[:, own], *(column_BT[:, own] for column_BT in columns_BT)
 
 
-def _chunk_nll(x_BTD, table_VD, target_BT, weight_BT):
+def _chunk_nll(x_BTD, unembedding, target_BT, weight_BT):
     """(weighted sum, softmax, one-hot targets) of one chunk."""
-    logits_BTV = jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, out_sharding=sharding.out("BTV"))
-    logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
+    logits_BTV = unembedding.logits(x_BTD)
     top_BT1 = jnp.max(logits_BTV, axis=-1, keepdims=True)
     share_BTV = jnp.exp(logits_BTV - top_BT1)
     sum_BT1 = jnp.sum(share_BTV, axis=-1, keepdims=True)

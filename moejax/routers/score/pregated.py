@@ -42,11 +42,12 @@ class Pregated(Scorer):
             "choose one that divides the other",
         )
         for block in (block for group in self.groups for block in group.blocks):
-            block.attn.check_mesh(mesh)
-            block.ffn.check_mesh(mesh)
+            block.check_mesh(mesh)
 
     def _model(self, m) -> ModelConfig:
-        return dataclasses.replace(m, width=self.width, groups=self.groups, tied=True)
+        """The router's decoder: only its hidden states are read."""
+        own = {"width": self.width, "groups": self.groups, "embed_scale": 1.0}
+        return dataclasses.replace(m, **own, tied=True, unembed_bias=False)
 
     def specs(self, m, num_experts: int):
         return {}
