@@ -35,7 +35,7 @@ def rotate(x_A, pos, theta):
 
 
 def attend(q_BTHA, k_BSGA, v_BSGA, rule, sink_H=None):
-    """Attention of every query by itself, zeros where it sees no key; a sink is one more key, without value."""
+    """Attention of every query by itself, zeros where it sees no key; a sink is a key without value."""
     B, T, H, A = q_BTHA.shape
     G = k_BSGA.shape[2]
     out = np.zeros((B, T, H, v_BSGA.shape[-1]))

@@ -68,3 +68,35 @@ def test_scores_of_thousands_do_not_overflow():
     q_BTHA = np.full((1, 2, 1, 2), 1e3, np.float32)
     o_BTHA = mix(q_BTHA, q_BTHA, np.ones((1, 2, 1, 2), np.float32), rule([0, 1], [1, 1], [True, True]))
     np.testing.assert_allclose(o_BTHA, 1.0)
+
+
+@pytest.mark.parametrize("own_row", [True, False])
+def test_a_sink_takes_its_share_by_hand(own_row):
+    """Scores 0 and 0 and a sink of log 2: keys keep a quarter each, so values 4 and 8 give 3; 4 gives 4/3."""
+    q_BTHA, k_BSGA = np.zeros((1, 2, 1, 4), np.float32), np.ones((1, 2, 1, 4), np.float32)
+    v_BSGA = np.array([[[[4.0]], [[8.0]]]], np.float32)
+    mask = rule([0, 1], [1, 1], [True, True], own_row=own_row)
+    o_BTHA = mix(q_BTHA, k_BSGA, v_BSGA, mask, np.log([2.0], dtype=np.float32))
+    np.testing.assert_allclose(np.ravel(o_BTHA), [4 / 3, 3.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("own_row", [True, False])
+def test_sinks_equal_loops_and_finite_differences(own_row):
+    """Sinks below and far above all scores; rows that see no key give zeros, and all slopes are finite."""
+    rng, T = np.random.default_rng(3), 11
+    operands = [rng.standard_normal((2, T, heads, 4)) for heads in (6, 2, 2)]
+    operands.append(np.array([-50.0, -1.0, 0.0, 1.0, 2.0, 50.0]))
+    mask = random_rule(T, window=4, own_row=own_row)
+    want_BTHA = oracles.attend(*operands[:3], mask, operands[3])
+    assert (want_BTHA[..., 0, :] == 0).all(-1).any(), "this mask leaves no query without a key"
+    if own_row:
+        want_BTHA = np.where(mask.k_valid_BS[:, :, None, None], want_BTHA, 0)
+    weight_BTHA = rng.standard_normal(want_BTHA.shape)
+    with jax.enable_x64(True):
+        loss = jax.jit(lambda q, k, v, sink: jnp.sum(weight_BTHA * mix(q, k, v, mask, sink)))
+        np.testing.assert_allclose(mix(*operands[:3], mask, operands[3]), want_BTHA, rtol=1e-9, atol=1e-12)
+        for i, slope in enumerate(jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*operands)):
+            way = rng.standard_normal(slope.shape)
+            at = lambda step, i=i, way=way: loss(*operands[:i], operands[i] + step * way, *operands[i + 1 :])
+            difference = (at(1e-5) - at(-1e-5)) / 2e-5
+            np.testing.assert_allclose(np.sum(slope * way), difference, rtol=1e-6, atol=1e-8)
