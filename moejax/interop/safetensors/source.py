@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moejax.errors import CheckpointError
+from moejax.errors import CheckpointError, UsageError
 from moejax.interop import json_file, safe_files
 from moejax.interop.safetensors.header import Entry, read_header
 from moejax.interop.source import Index, TensorInfo
