@@ -1,81 +1,95 @@
-"""A model as a directory: the one that training keeps its run in, or the one that `save` makes.
+"""Models in and out, whatever they are kept in: what `moejax.load` and `moejax.save` do."""
 
-It holds config.json (the settings), tokenizer.json (in the format of the `tokenizers` library) and
-checkpoints/ (parameters, hashed in a manifest).
-"""
-
-import dataclasses
+import enum
+import json
 import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
-import jax
-
-from moejax import durable, overrides, recipes
-from moejax import specs as sp
-from moejax.config import CheckpointConfig, ModelConfig, Run, require
-from moejax.errors import CheckpointError, StorageError, UsageError
-from moejax.model import forward as decoder
-from moejax.model.stack import no_side
+from moejax import saved_model
+from moejax.config import require
+from moejax.errors import UsageError
 from moejax.serving.model import Model
-from moejax.training.checkpoint import Checkpointer
-from moejax.training.data import tokenizer
-from moejax.training.objective import sides_of
-
-EXPECTED = (
-    "a model is a directory with config.json, tokenizer.json and checkpoints/, from train.py or moejax.save"
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class SavedModel:
-    """The settings of a model without the run that made it."""
+class Kind(enum.StrEnum):
+    """What a model is kept in."""
 
-    model: ModelConfig
-    context: int  # tokens of prompt and completion together
+    MOEJAX = "moejax"  # the directory of a run, or of `save`
+    HF = "hf"  # the layout of the Hugging Face hub
+    GGUF = "gguf"
 
 
-def load(path: str | os.PathLike, *, strategies: Iterable[type] = (), step: int | None = None) -> Model:
-    """Read the model of a training run, or one that `save` wrote; every file is checked against its hash.
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    offline: bool = False,
+    strategies: Iterable[type] = (),
+    step: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Model:
+    """Read a model: of a training run, of `save`, of the Hugging Face hub, or of a GGUF file.
+
+    With a mesh (`jax.set_mesh`) the parameters of a foreign model go straight to their places on it. Nothing
+    that a file names is ever imported or run.
 
     Args:
-      path: the directory.
-      strategies: frozen dataclasses of your own that its config may name, beside those of moejax.
-      step: of which checkpoint; None takes the newest one that is whole.
+      path: a directory, a GGUF file, or a name: "smollm2", "organisation/model" or "organisation/model@revision".
+      dtype: of a foreign model: float32 or bfloat16, to round its tensors to and to compute in; None takes the
+        dtype of its tensors.
+      offline: look for a name only in the cache of the hub.
+      strategies: frozen dataclasses of your own that the config of a run may name, beside those of moejax.
+      step: of a run: which checkpoint; None takes the newest one that is whole.
+      progress: is told the name of every parameter that is complete.
 
     Raises:
-      UsageError: there is no such directory, it holds no model, or its config names an unknown strategy.
-      CheckpointError: there is no checkpoint yet, or none that is whole and fits the config.
+      UsageError: there is no such model, its family is unknown, or its config asks for what is not there.
+      CheckpointError: a file is damaged, or holds other tensors than its config says; nothing is half loaded.
 
     >>> import moejax
     >>> model = moejax.load("runs/default")  # doctest: +SKIP
     >>> model.cfg.num_layers, model.context  # doctest: +SKIP
     (4, 128)
+    >>> moejax.load("smollm2").cfg.num_layers  # doctest: +SKIP
+    30
     """
-    path = Path(path)
-    config = read_config(path, strategies)
-    model = config.model
-    params = sp.shapes(decoder.specs(model))
-    checkpoints = Checkpointer(path, CheckpointConfig(verify="full"), read_only=True)
-    if isinstance(config, SavedModel):
-        state = _restore(checkpoints, {"params": params, "sides": _abstract_sides(checkpoints)}, step)
-        sides, context = _unflatten_sides(model, state["sides"]), config.context
-    else:
-        losses = config.train.losses
-        loss_state = jax.eval_shape(lambda: tuple(loss.init(model) for loss in losses))
-        state = _restore(checkpoints, {"params": params, "loss_state": loss_state}, step)
-        sides, context = sides_of(model, losses, state["loss_state"]), config.train.seq_len
-    sides = sides if jax.tree.leaves(sides) else None
-    return Model(model, state["params"], tokenizer.load(path / "tokenizer.json"), context, sides)
+    place = Path(path) if os.path.exists(path) else _found(os.fspath(path), offline)
+    kind = kind_of(place)
+    require(
+        kind is Kind.MOEJAX or (step is None and not strategies),
+        f"step and strategies are for models of train.py and moejax.save; {place} is a {kind} model",
+    )
+    require(
+        kind is not Kind.MOEJAX or dtype is None,
+        f"{place} is computed in the dtype of its config.json; dtype={dtype!r} is for foreign models",
+    )
+    if kind is Kind.MOEJAX:
+        return saved_model.load(place, strategies, step)
+    return _foreign(kind).load(place, dtype, progress)
 
 
-def save(model: Model, path: str | os.PathLike) -> None:
-    """Write `model` to a new directory, which `load` reads; it appears whole or not at all.
+def save(
+    model: Model,
+    path: str | os.PathLike,
+    *,
+    format: str = "moejax",
+    family: str | None = None,
+    max_shard_bytes: int = 5 << 30,
+    tensor_type: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> None:
+    """Write `model` to a new place, which `load` reads; it appears whole or not at all.
+
+    Args:
+      format: moejax (a directory), hf (a directory in the layout of the Hugging Face hub) or gguf (a file).
+      family: of hf and gguf: the model_type; None takes the one the model came from, else the first that fits.
+      max_shard_bytes: of hf: where the next file begins.
+      tensor_type: of gguf: F32, BF16 or Q8_0; None keeps the parameters' dtype.
+      progress: is told the name of every tensor that is written.
 
     Raises:
-      UsageError: there is something at `path` already.
+      UsageError: there is something at `path` already, or the model is of no family that the format knows.
       StorageError: the disk is full or failed.
       CheckpointError: the parameters are not those that `model.cfg` declares.
 
@@ -90,70 +104,45 @@ def save(model: Model, path: str | os.PathLike) -> None:
     True
     """
     path = Path(path).absolute()
-    require(not path.exists(), f"{path} exists already; choose a path where there is nothing yet")
-    sp.check(model.params, decoder.specs(model.cfg))
-    temp = path.with_name(f".{path.name}.new")
-    try:
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
-        config = overrides.resolve(SavedModel(model.cfg, model.context), "moejax.save", {})
-        durable.write_file(temp / "config.json", overrides.dumps(config).encode())
-        durable.write_file(temp / "tokenizer.json", model.tokenizer.to_json().encode())
-        sides = _flatten_sides(model.sides)
-        meta = {"sides": {name: [side.shape, str(side.dtype)] for name, side in sides.items()}}
-        checkpoints = Checkpointer(temp, CheckpointConfig(max_failures=1))
-        checkpoints.save(0, {"params": model.params, "sides": sides}, meta)
-        checkpoints.wait()
-        temp.rename(path)
-        durable.sync(path.parent)
-    except OSError as error:
-        raise StorageError(f"the model cannot be written to {path}: {error}") from error
+    require(not os.path.lexists(path), f"{path} exists already; choose a path where there is nothing yet")
+    known = [str(kind) for kind in Kind]
+    require(format in known, f"format={format!r} is not one of {', '.join(known)}")
+    if format == Kind.MOEJAX:
+        saved_model.save(model, path)
+    elif format == Kind.HF:
+        _foreign(Kind.HF).save(model, path, family, max_shard_bytes, progress)
+    else:
+        _foreign(Kind.GGUF).save(model, path, family, tensor_type, progress)
 
 
-def read_config(path: Path, strategies: Iterable[type] = ()) -> Run | SavedModel:
-    """The settings of the run or model in a directory.
+def kind_of(path: Path) -> Kind:
+    """What the model at `path` is kept in.
 
     Raises:
-      UsageError: it holds neither, or its config names an unknown strategy.
+      UsageError: there is no model at all.
     """
-    require(path.is_dir(), f"there is no directory {str(path)!r}; {EXPECTED}")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
-    require(not missing, f"{str(path)!r} has no {' and no '.join(missing)}; {EXPECTED}")
-    known = [*recipes.strategies(), SavedModel, *strategies]
+    if path.is_file():
+        require(path.suffix == ".gguf", f"{path} is a file, but no GGUF file; give a directory or a *.gguf")
+        return Kind.GGUF
+    config = path / "config.json"
+    require(config.is_file(), f"{path} has no config.json, so it holds no model; {saved_model.EXPECTED}")
     try:
-        config = overrides.loads((path / "config.json").read_text(encoding="utf-8"), known).config
-    except (UsageError, OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path / 'config.json'}: {error}; {EXPECTED}") from error
-    require(
-        isinstance(config, Run | SavedModel),
-        f"{path / 'config.json'} describes a {type(config).__name__}, neither a run nor a model; {EXPECTED}",
-    )
-    return config
+        found = json.loads(config.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{config}: {error}") from error
+    return Kind.HF if isinstance(found, dict) and "model_type" in found else Kind.MOEJAX
 
 
-def _restore(checkpoints: Checkpointer, wanted: Any, step: int | None):
-    restored = checkpoints.restore(wanted, step=step)
-    if restored is None:
-        raise CheckpointError("there is no checkpoint in the directory yet; train until one is saved")
-    return restored.state
+def _foreign(kind: Kind):
+    """The module that reads and writes models of others; what it imports takes a second."""
+    if kind is Kind.HF:
+        from moejax.interop import hub_directory as module
+    else:
+        from moejax.interop.gguf import model_file as module
+    return module
 
 
-def _flatten_sides(sides) -> dict[str, jax.Array]:
-    """The arrays of `sides` by group, block and field: `0/0/prefer_BE`."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(sides)
-    return {sp.path_name(path): array for path, array in flat}
+def _found(name: str, offline: bool) -> Path:
+    from moejax.interop import hub
 
-
-def _abstract_sides(checkpoints: Checkpointer) -> dict[str, jax.ShapeDtypeStruct]:
-    if not checkpoints.steps():
-        return {}
-    sides = checkpoints.restore_meta()["sides"]
-    return {name: jax.ShapeDtypeStruct(tuple(shape), dtype) for name, (shape, dtype) in sides.items()}
-
-
-def _unflatten_sides(m: ModelConfig, flat: dict[str, jax.Array]):
-    sides = [list(group) for group in no_side(m)]
-    for name, array in flat.items():
-        group, block, field = name.split("/")
-        sides[int(group)][int(block)] = sides[int(group)][int(block)].replace(**{field: array})
-    return tuple(map(tuple, sides))
+    return hub.find(name, offline=offline)

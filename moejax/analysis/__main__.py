@@ -79,7 +79,7 @@ def trace_checkpoints(run_dir: pathlib.Path, rows: int) -> list:
       CheckpointError: there is no checkpoint yet, or none that is whole.
       DataError: the text is not there any more, or is other text.
     """
-    from moejax import model_io, tracing
+    from moejax import saved_model, tracing
     from moejax.training.data import manifest
     from moejax.training.data.batches import held_out_batches
     from moejax.training.data.corpus import prepare
@@ -87,7 +87,7 @@ def trace_checkpoints(run_dir: pathlib.Path, rows: int) -> list:
     from moejax.training.report.token_kinds import KINDS, token_kinds
     from moejax.training.step_store import StepStore
 
-    config = model_io.read_config(run_dir)
+    config = saved_model.read_config(run_dir)
     require(
         isinstance(config, Run),
         f"{run_dir} holds a saved model without held-out text; give a run, or --trace",
@@ -101,7 +101,7 @@ def trace_checkpoints(run_dir: pathlib.Path, rows: int) -> list:
     kind_V = token_kinds(corpus.tokenizer.decode([token]) for token in range(config.model.vocab))
     traces = []
     for step in chosen:
-        model = model_io.load(run_dir, step=step)
+        model = saved_model.load(run_dir, step=step)
         batches = map(as_batch, held_out_batches(corpus.held_out, BATCH_ROWS, rows))
         trace = tracing.trace_batches(model, batches, scores=True)
         trace = dataclasses.replace(trace, name=config.name, step=step)

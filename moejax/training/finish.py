@@ -10,7 +10,7 @@ import numpy as np
 from moejax import durable, sharding
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.errors import UsageError
-from moejax.model_io import Model
+from moejax.serving.model import Model
 from moejax.serving.generate import generate
 from moejax.training import objective, report
 from moejax.training.data.corpus import Corpus

@@ -45,6 +45,7 @@ LAYER_OF = {
     "moejax.training": "driver",
     "moejax.training.data": "data",
     "moejax.model_io": "driver",
+    "moejax.saved_model": "driver",
     "moejax.compile_cache": "driver",
     "moejax.interop": "driver",
     # a file per family, looked up by name; the rest of the folder is what they share

@@ -1,4 +1,4 @@
-"""The same files opened by transformers and here: the same logits, whole and token by token, and the files back.
+"""The same files opened by transformers and here: the same logits, whole and by token, and the files back.
 
 What this module needs comes with the extra: pip install moejax[peers].
 """
@@ -70,7 +70,7 @@ def check(config, path: pathlib.Path, scale: float = 0.2) -> None:
 
 
 def check_gradients(config, path: pathlib.Path, bound: float = 1e-3) -> None:
-    """Gradients of the mean cross-entropy: the maps only move numbers, so gradients can be saved as weights."""
+    """Gradients of the mean cross-entropy: maps only move numbers, so gradients can be saved as weights."""
     torch, _ = libraries()
     model = peer(config)
     model.save_pretrained(path / "weights")
@@ -127,7 +127,7 @@ def check_files(path: pathlib.Path, m, params, description) -> None:
     source = SafetensorsDir(path)
     back = {name: make() for name, _, make in directory.tensors(description.family, m, params)}
     ignored = {name for name in source.names() if name not in back}
-    assert not ignored or ignored == {"lm_head.weight"} and m.tied, ignored
+    assert not ignored or (m.tied and ignored == {"lm_head.weight"}), ignored
     for name, tensor in back.items():
         theirs = source.read(name)
         assert tensor.dtype == theirs.dtype, name

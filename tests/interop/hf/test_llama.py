@@ -29,6 +29,7 @@ CASES = {
         "mlp_bias": True,
         "num_attention_heads": 9,
         "num_key_value_heads": 3,
+        "hidden_size": 36,
         "head_dim": 4,
         "rope_parameters": LLAMA3,
     },

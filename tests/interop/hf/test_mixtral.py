@@ -25,6 +25,7 @@ CASES = {
         "tie_word_embeddings": True,
         "num_attention_heads": 3,
         "num_key_value_heads": 1,
+        "hidden_size": 24,
         "head_dim": 8,
         "sliding_window": 5,
     },
