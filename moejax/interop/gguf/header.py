@@ -100,7 +100,8 @@ def _version(cursor: Cursor) -> int:
 
 def _value(cursor: Cursor, code: int, key: str, depth: int):
     if code in SCALARS:
-        return cursor.number(f"<{SCALARS[code]}", key)
+        value = cursor.number(f"<{SCALARS[code]}", key)
+        return float(str(np.float32(value))) if SCALARS[code] == "f" else value  # 1e-5, not 9.99999974e-06
     if code == BOOL:
         return bool(_bools(cursor, 1, key)[0])
     if code == STRING:
