@@ -82,8 +82,8 @@ def _llama3(part: Fields, fields: Fields):
 
 
 def _yarn(part: Fields, fields: Fields):
-    original = part.take("original_max_position_embeddings", int, fields.context)
-    factor = part.take("factor", float, fields.context / original)
+    original = part.take("original_max_position_embeddings", int, None) or fields.context
+    factor = part.take("factor", float, None) or fields.context / original
     slopes = [part.take(name, float, None) for name in ("mscale", "mscale_all_dim")]
     gain = part.take("attention_factor", float, None)
     if gain is None and all(slopes):
@@ -105,7 +105,8 @@ def _longrope(part: Fields, fields: Fields):
     gain = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     gain = part.take("attention_factor", float, gain)
     short, long = (tuple(part.take(name, list)) for name in ("short_factor", "long_factor"))
-    return rope.LongRope(short, long, original, short_gain=gain, long_gain=gain)
+    gains = {f"{which}_gain": part.take(f"{which}_mscale", float, gain) for which in ("short", "long")}
+    return rope.LongRope(short, long, original, **gains)
 
 
 READERS = {
