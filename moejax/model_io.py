@@ -35,9 +35,10 @@ def load(
     that a file names is ever imported or run.
 
     Args:
-      path: a directory, a GGUF file, or a name: "smollm2", "organisation/model" or "organisation/model@revision".
-      dtype: of a foreign model: float32 or bfloat16, to round its tensors to and to compute in; None takes the
-        dtype of its tensors.
+      path: a directory, a GGUF file, or a name: "smollm2", "organisation/model" or
+        "organisation/model@revision".
+      dtype: of a foreign model: float32 or bfloat16, to round its tensors to and to compute in; None takes
+        that of its tensors.
       offline: look for a name only in the cache of the hub.
       strategies: frozen dataclasses of your own that the config of a run may name, beside those of moejax.
       step: of a run: which checkpoint; None takes the newest one that is whole.
@@ -82,8 +83,8 @@ def save(
     """Write `model` to a new place, which `load` reads; it appears whole or not at all.
 
     Args:
-      format: moejax (a directory), hf (a directory in the layout of the Hugging Face hub) or gguf (a file).
-      family: of hf and gguf: the model_type; None takes the one the model came from, else the first that fits.
+      format: moejax (a directory), hf (a directory as the Hugging Face hub has them) or gguf (a file).
+      family: of hf and gguf: the model_type; None takes the one the model came from, else one that fits.
       max_shard_bytes: of hf: where the next file begins.
       tensor_type: of gguf: F32, BF16 or Q8_0; None keeps the parameters' dtype.
       progress: is told the name of every tensor that is written.
@@ -138,7 +139,7 @@ def _foreign(kind: Kind):
     if kind is Kind.HF:
         from moejax.interop import hub_directory as module
     else:
-        from moejax.interop.gguf import model_file as module
+        from moejax.interop import gguf_file as module
     return module
 
 

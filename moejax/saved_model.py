@@ -1,11 +1,12 @@
-"""A model as a directory: the one that training keeps its run in, or the one that `save` makes.
+"""A model as a directory of moejax's own: the one that training keeps its run in, or one of `save`.
 
 It holds config.json (the settings), tokenizer.json (in the format of the `tokenizers` library) and
-checkpoints/ (parameters, hashed in a manifest).
+checkpoints/ (parameters, hashed in a manifest). `save` adds origin.json and origin/: what a model from
+elsewhere brought along, so that it can go back there.
 """
 
 import dataclasses
-import os
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,17 +14,19 @@ from typing import Any
 
 import jax
 
-from moejax import durable, overrides, recipes
+from moejax import durable, overrides, recipes, tokenizer
 from moejax import specs as sp
 from moejax.config import CheckpointConfig, ModelConfig, Run, require
 from moejax.errors import CheckpointError, StorageError, UsageError
+from moejax.interop.json_file import read_json
 from moejax.model import forward as decoder
 from moejax.model.stack import no_side
 from moejax.serving.model import Model
+from moejax.tokenizer import Tokenizer
 from moejax.training.checkpoint import Checkpointer
-from moejax.training.data import tokenizer
 from moejax.training.objective import sides_of
 
+TEXT_SETTINGS = ("bos", "eos", "more_ends", "add_bos", "chat_template")  # of a Tokenizer
 EXPECTED = (
     "a model is a directory with config.json, tokenizer.json and checkpoints/, from train.py or moejax.save"
 )
@@ -62,7 +65,8 @@ def load(path: Path, strategies: Iterable[type] = (), step: int | None = None) -
         state = _restore(checkpoints, {"params": params, "loss_state": loss_state}, step)
         sides, context = sides_of(model, losses, state["loss_state"]), config.train.seq_len
     sides = sides if jax.tree.leaves(sides) else None
-    return Model(model, state["params"], tokenizer.load(path / "tokenizer.json"), context, sides)
+    text, origin = _read_origin(path)
+    return Model(model, state["params"], text, context, sides, origin)
 
 
 def save(model: Model, path: Path) -> None:
@@ -79,7 +83,7 @@ def save(model: Model, path: Path) -> None:
         temp.mkdir(parents=True)
         config = overrides.resolve(SavedModel(model.cfg, model.context), "moejax.save", {})
         durable.write_file(temp / "config.json", overrides.dumps(config).encode())
-        durable.write_file(temp / "tokenizer.json", model.tokenizer.to_json().encode())
+        _write_origin(model, temp)
         sides = _flatten_sides(model.sides)
         meta = {"sides": {name: [side.shape, str(side.dtype)] for name, side in sides.items()}}
         checkpoints = Checkpointer(temp, CheckpointConfig(max_failures=1))
@@ -98,7 +102,8 @@ def read_config(path: Path, strategies: Iterable[type] = ()) -> Run | SavedModel
       UsageError: it holds neither, or its config names an unknown strategy.
     """
     require(path.is_dir(), f"there is no directory {str(path)!r}; {EXPECTED}")
-    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).is_file()]
+    wanted = ["config.json"] if (path / "origin.json").is_file() else ["config.json", "tokenizer.json"]
+    missing = [name for name in wanted if not (path / name).is_file()]
     require(not missing, f"{str(path)!r} has no {' and no '.join(missing)}; {EXPECTED}")
     known = [*recipes.strategies(), SavedModel, *strategies]
     try:
@@ -110,6 +115,31 @@ def read_config(path: Path, strategies: Iterable[type] = ()) -> Run | SavedModel
         f"{path / 'config.json'} describes a {type(config).__name__}, neither a run nor a model; {EXPECTED}",
     )
     return config
+
+
+def _write_origin(model: Model, path: Path) -> None:
+    text, settings = model.tokenizer, {}
+    if text is not None:
+        durable.write_file(path / "tokenizer.json", text.to_json().encode())
+        settings = {name: getattr(text, name) for name in TEXT_SETTINGS}
+        (path / "origin").mkdir()
+        for name, content in text.files.items():
+            durable.write_file(path / "origin" / name, content)
+    origin = {"config": dict(model.origin), "tokenizer": settings}
+    durable.write_file(path / "origin.json", json.dumps(origin, indent=2).encode())
+
+
+def _read_origin(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
+    """(tokenizer, config.json of the hub) that a model came with; a run has a tokenizer and nothing else."""
+    if not (path / "origin.json").is_file():
+        return tokenizer.load(path / "tokenizer.json"), {}
+    origin = read_json(path / "origin.json")
+    if not origin["tokenizer"]:
+        return None, origin["config"]
+    settings = {**origin["tokenizer"], "more_ends": tuple(origin["tokenizer"]["more_ends"])}
+    files = {file.name: file.read_bytes() for file in (path / "origin").iterdir()}
+    text = tokenizer.load(path / "tokenizer.json")
+    return dataclasses.replace(text, **settings, files=files), origin["config"]
 
 
 def _restore(checkpoints: Checkpointer, wanted: Any, step: int | None):
