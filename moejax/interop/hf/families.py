@@ -41,7 +41,7 @@ def of_model(m) -> Family:
     reasons = []
     for family in families().values():
         try:
-            family.write(m)
+            family.config(m)
         except UsageError as error:
             reasons.append(f"{family.model_type}: {error}")
         else:
