@@ -26,11 +26,8 @@ L2_SPEED = 2.5  # of the main memory's
 SLOWNESS = {1: 0.5, 2: 1, 4: 16}
 REGISTERS, THREADS_OF_WARP = 2**16, 32
 REGISTERS_BESIDE_SUMS = 64  # of a thread
-MOST_SUMS = {
-    1: 64,
-    2: 128,
-    4: 64,
-}  # of a thread, by bytes of an operand: blocks of others pass through registers
+# of a thread, by bytes of an operand: blocks of others pass through registers
+MOST_SUMS = {1: 64, 2: 128, 4: 64}
 
 
 @dataclasses.dataclass(frozen=True)
