@@ -99,14 +99,16 @@ def _yarn(part: Fields, fields: Fields):
 
 
 def _longrope(part: Fields, fields: Fields):
-    original = fields.take("original_max_position_embeddings", int, None)
-    original = part.take("original_max_position_embeddings", int, original or fields.context)
-    factor = part.take("factor", float, fields.context / original)
-    gain = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    gain = part.take("attention_factor", float, gain)
+    inner, outer = (each.take("original_max_position_embeddings", int, None) for each in (part, fields))
+    original = inner or outer or fields.context
+    factor, gain = part.take("factor", float, None), part.take("attention_factor", float, None)
+    gains = [part.take(f"{texts}_mscale", float, gain) for texts in ("short", "long")]
+    if None in gains:
+        factor = factor or fields.context / original
+        usual = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        gains = [gain or usual for gain in gains]
     short, long = (tuple(part.take(name, list)) for name in ("short_factor", "long_factor"))
-    gains = {f"{which}_gain": part.take(f"{which}_mscale", float, gain) for which in ("short", "long")}
-    return rope.LongRope(short, long, original, **gains)
+    return rope.LongRope(short, long, original, *gains)
 
 
 READERS = {

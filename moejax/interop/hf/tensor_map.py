@@ -1,7 +1,8 @@
 """Parameters here, tensors there: both directions from one table.
 
 A `Turn` says how a tensor of the other library is made from ours: "DHA->(HA)D" moves the dims into that order
-and joins those in brackets. Nothing is computed, so there and back is the same bits.
+and joins those in brackets, of which there may be none: "D->()D" is [1, D]. Nothing is computed, so there and
+back is the same bits.
 """
 
 import dataclasses
@@ -67,10 +68,10 @@ class Turn:
         wanted = [wanted[dim] for dim in order]
         theirs, inner, first = [], [], 0
         for size in groups:
-            outer, rest = wanted[first], slice(first + 1, first + size)
-            stride = math.prod(mine[rest])
+            outer, *rest = wanted[first : first + size] or [slice(0, 1)]
+            stride = math.prod(mine[first + 1 : first + size])
             theirs.append(slice(outer.start * stride, outer.stop * stride))
-            inner += [slice(None), *wanted[rest]]
+            inner += [slice(None), *rest][:size]
             first += size
         along = theirs[self.join]
         if self.interleaved:
@@ -88,7 +89,7 @@ class Turn:
     def _read(self) -> tuple[list[int], list[int]]:
         """Our dims in their order, and how many of them each dim of theirs joins."""
         ours, _, theirs = self.equation.partition("->")
-        groups = re.findall(r"\((\w+)\)|(\w)", theirs)
+        groups = re.findall(r"\((\w*)\)|(\w)", theirs)
         groups = [several or one for several, one in groups]
         return [ours.index(dim) for dim in "".join(groups)], [len(group) for group in groups]
 
@@ -181,6 +182,6 @@ def _split(shape: tuple[int, ...], groups: list[int], mine: Sequence[int]) -> tu
     found, first = [], 0
     for length, size in zip(shape, groups, strict=True):
         rest = mine[first + 1 : first + size]
-        found += [length // math.prod(rest), *rest]
+        found += [length // math.prod(rest), *rest][:size]
         first += size
     return tuple(found)
