@@ -1,5 +1,6 @@
 """Text to token ids and back, for models of any origin: how their texts begin and end, how they chat."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,6 +19,7 @@ from moejax.errors import DataError, UsageError
 BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|endoftext|>")
 EOS_NAMES = ("<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
 PIECE = 1 << 20  # bytes: longer texts are encoded in pieces, which bounds memory and uses all cores
+PROBE = 'def f(x):\n\treturn  "\u00e9\u6f22\U0001f600"  # <|eos|> </s>\r\n\n    '
 ANCHOR = "a"  # what follows it is decoded as the middle of a text
 
 
@@ -166,10 +168,10 @@ def load(path: str | os.PathLike) -> Tokenizer:
 def from_json(text: str, name: str = "tokenizer.json") -> Tokenizer:
     """The tokenizer in the text of a `tokenizer.json`; `name` is for the messages."""
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
+        with guarded():
+            return checked(named(tokenizers.Tokenizer.from_str(text)))
+    except ValueError as error:
         raise DataError(f"{name} is not a readable tokenizer.json: {error}; replace the file") from error
-    return named(backend)
 
 
 def named(backend: tokenizers.Tokenizer) -> Tokenizer:
@@ -187,6 +189,23 @@ def prepared(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     backend.no_padding()
     backend.encode_special_tokens = True  # a document about "<|eos|>" must not end there
     return backend
+
+
+def checked(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer`, after it has taken a text to ids and back, on which some damaged ones fail."""
+    tokenizer.decode(tokenizer.encode(PROBE))
+    return tokenizer
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Raise ValueError for whatever the tokenizers library raises, panics of its Rust code included."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from error
 
 
 def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:

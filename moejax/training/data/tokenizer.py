@@ -10,11 +10,10 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from moejax import tokenizer as any_tokenizer
 from moejax.config import require
 from moejax.errors import DataError
-from moejax.tokenizer import BOS_NAMES, EOS_NAMES, Tokenizer
+from moejax.tokenizer import BOS_NAMES, EOS_NAMES, PROBE, Tokenizer
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|eos|>")  # ids 0, 1, 2 of the tokenizers made here
 MIN_VOCAB = len(SPECIAL) + 256
-PROBE = 'def f(x):\n\treturn  "\u00e9\u6f22\U0001f600"  # <|eos|> </s>\r\n\n    '
 
 
 def load(path: str | os.PathLike) -> Tokenizer:

@@ -1,0 +1,1 @@
+"""Tokenizers as other libraries keep them: hub directories, SentencePiece models, GGUF metadata."""
