@@ -65,7 +65,7 @@ def load(path: Path, strategies: Iterable[type] = (), step: int | None = None) -
         state = _restore(checkpoints, {"params": params, "loss_state": loss_state}, step)
         sides, context = sides_of(model, losses, state["loss_state"]), config.train.seq_len
     sides = sides if jax.tree.leaves(sides) else None
-    text, origin = _read_origin(path)
+    text, origin = read_origin(path)
     return Model(model, state["params"], text, context, sides, origin)
 
 
@@ -129,7 +129,7 @@ def _write_origin(model: Model, path: Path) -> None:
     durable.write_file(path / "origin.json", json.dumps(origin, indent=2).encode())
 
 
-def _read_origin(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
+def read_origin(path: Path) -> tuple[Tokenizer | None, dict[str, Any]]:
     """(tokenizer, config.json of the hub) that a model came with; a run has a tokenizer and nothing else."""
     if not (path / "origin.json").is_file():
         return tokenizer.load(path / "tokenizer.json"), {}
