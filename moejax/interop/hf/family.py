@@ -8,6 +8,7 @@ from moejax import records
 from moejax.config import BlockConfig, Group, ModelConfig, require
 from moejax.interop.hf.fields import Fields
 from moejax.interop.hf.tensor_map import TensorMap, layers
+from moejax.interop.source import TensorSource
 
 # Settings of how a model is computed and stored; any value gives the same function of the same weights.
 FREE = ("dtype", "param_dtype", "remat", "scan", "groups")
@@ -23,6 +24,7 @@ class Family:
     read: Callable[[Fields], ModelConfig]  # takes every field of the model
     write: Callable[[ModelConfig], dict]  # the fields that `read` takes; UsageError where there are none
     tensor_map: Callable[[ModelConfig], TensorMap]
+    view: Callable[[TensorSource], TensorSource] = lambda source: source  # packed tensors as those of the map
 
     def config(self, m: ModelConfig) -> dict[str, Any]:
         """The config.json of the model `m`, without what `read` does not take.
