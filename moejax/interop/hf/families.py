@@ -3,6 +3,8 @@
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
+from typing import Any
 
 from moejax.errors import UsageError
 from moejax.interop import hf
@@ -32,18 +34,30 @@ def named(model_type: object, where: str) -> Family:
     return families()[model_type]
 
 
+def of_config(config: Mapping[str, Any], where: str) -> Family:
+    """The family of a config.json: by its architecture, as some give another family's model_type.
+
+    Raises:
+      UsageError: nobody knows it.
+    """
+    for family in families().values():
+        if config.get("architectures") == [family.architecture]:
+            return family
+    return named(config.get("model_type"), where)
+
+
 def of_model(m) -> Family:
-    """The family that the model `m` belongs to.
+    """The family that the model `m` belongs to; of several, the one that needs the fewest words for it.
 
     Raises:
       UsageError: it belongs to none; says why, for each.
     """
-    reasons = []
+    fields, reasons = {}, []
     for family in families().values():
         try:
-            family.config(m)
+            fields[family.model_type] = len(family.config(m))
         except UsageError as error:
             reasons.append(f"{family.model_type}: {error}")
-        else:
-            return family
-    raise UsageError("this model is of no family that the hub knows\n" + "\n".join(reasons))
+    if not fields:
+        raise UsageError("this model is of no family that the hub knows\n" + "\n".join(reasons))
+    return families()[min(fields, key=fields.get)]

@@ -1,0 +1,65 @@
+"""SmallThinker in the layout of its releases, against numpy."""
+
+import pytest
+
+from moejax.errors import UsageError
+from moejax.interop.hf import directory
+from tests.interop.hf import released
+from tests.oracles import smallthinker
+
+SMALL = {  # the settings of the 4B release, made small
+    "architectures": ["SmallThinkerForCausalLM"],
+    "model_type": "smallthinker",
+    "model_name": "smallthinker_4b_instruct",
+    "attention_dropout": 0.0,
+    "head_dim": 8,
+    "hidden_size": 24,
+    "max_length": None,
+    "max_position_embeddings": 64,
+    "moe_ffn_hidden_size": 16,
+    "moe_num_active_primary_experts": 2,
+    "moe_num_primary_experts": 4,
+    "norm_topk_prob": True,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-6,
+    "rope_layout": [1, 1],
+    "rope_scaling": None,
+    "rope_theta": 1.5e6,
+    "sliding_window_layout": [0, 0],
+    "sliding_window_size": 4096,
+    "tie_word_embeddings": True,
+    "vocab_size": 96,
+}
+LARGE = SMALL | {  # the 21B pattern, once and a half
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rope_layout": [0, 1, 1, 1, 0, 1],
+    "sliding_window_layout": [0, 1, 1, 1, 0, 1],
+    "sliding_window_size": 5,
+    "moe_primary_router_apply_softmax": True,
+    "tie_word_embeddings": False,
+}
+
+
+@pytest.mark.parametrize("config", [SMALL, LARGE], ids=["4B, sigmoid", "21B, softmax"])
+def test_parity(config, tmp_path):
+    released.check(smallthinker, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            {"rope_layout": [1]},
+            r"rope_layout has 1 entries; it needs a 0 or a 1 for each .*layers=2",
+        ),
+        ({"moe_enable_secondary_experts": True}, r"moe_enable_secondary_experts=True is not supported"),
+        ({"norm_topk_prob": False}, r"norm_topk_prob=False is not supported; it must be True"),
+    ],
+)
+def test_what_was_never_released_is_refused(own, message):
+    with pytest.raises(UsageError, match=message):
+        directory.describe(SMALL | own, "config.json")
