@@ -36,7 +36,7 @@ def describe(config: dict[str, Any], where: str) -> Description:
     Raises:
       UsageError: the family is unknown, or a field cannot be honoured; names it.
     """
-    family = families.named(config.get("model_type"), where)
+    family = families.of_config(config, where)
     fields = Fields(config, where)
     model = family.read(fields)
     context = fields.context
@@ -54,6 +54,7 @@ def read(source: TensorSource, description: Description, dtype: str | None = Non
       CheckpointError: the tensors are not those of the model.
     """
     family = description.family
+    source = family.view(source)
     chosen = dtype or _usual(source)
     m = dataclasses.replace(description.model, dtype=chosen, param_dtype=chosen)
     table, specs = family.tensor_map(m), decoder.specs(m)
