@@ -8,5 +8,5 @@ D  model width           F  ffn or expert width     V  vocabulary
 H  query heads           G  key/value heads         A  head width
 E  experts               K  expert slots per token  L  layers
 Q  cache slots           M  operating points        P  devices
-W  a router's own width
+W  a router's own width   C  head width of values     Z  latent width of attention
 """

@@ -2,12 +2,15 @@
 
 import numpy as np
 
+from moejax.attention.mla import Mla
 from moejax.seams import MaskRule
-from tests.contracts import oracles
+from tests.contracts import latent_oracle, oracles
 
 
 def attend(attn, p, x_BTD, batch):
-    """(o_BTD, q_BTHA as the record of the mixing has it) of the `Gqa` `attn`, without a cache."""
+    """(o_BTD, q_BTHA as the record of the mixing has it) of the layer `attn`, without a cache."""
+    if isinstance(attn, Mla):
+        return latent_oracle.attend(attn, p, x_BTD, batch)
     q_BTHA, k_BTGA = (turn(attn, heads(attn, p, name, x_BTD), batch.pos_BT) for name in "qk")
     if attn.scale is not None:
         q_BTHA = q_BTHA * attn.scale * np.sqrt(attn.head_width)

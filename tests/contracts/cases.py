@@ -7,6 +7,7 @@ suites, so an axis as long as it is the expert axis.
 import pytest
 
 from moejax.attention.gqa import Gqa
+from moejax.attention.mla import Mla
 from moejax.config import BlockConfig, Group
 from moejax.dispatch.adaptive import Adaptive, Mode
 from moejax.dispatch.all_to_all import RaggedAllToAll
@@ -122,6 +123,16 @@ ATTENTIONS = {
         sinks=True,
     ),
     "normed": Gqa(3, 1, 4, rope_theta=None, qk_norm="all", norm="rms_plus_one", clip=1.0),
+    "latent": Mla(
+        num_heads=4,
+        kv_rank=8,
+        plain_width=2,
+        turned_width=4,
+        value_width=2,
+        q_rank=6,
+        rope_scaling=Yarn(4.0, original=8, fast=1.0, slow=0.1),
+        mscale_all_dim=0.7,
+    ),
 }
 FFNS = {
     "dense": Dense(hidden=12),

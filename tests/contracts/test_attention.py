@@ -49,7 +49,7 @@ def test_equals_attention_one_query_at_a_time(name):
         o_BTD, mixing, _ = jax.tree.map(np.asarray, program(name)(p, x_BTD, batch, {}))
     want_BTD, q_BTHA = attention_oracles.attend(ATTENTIONS[name], p, x_BTD, batch)
     np.testing.assert_allclose(mixing.q_BTHA, q_BTHA, rtol=1e-10, atol=1e-12)
-    assert mixing.rule.window == ATTENTIONS[name].window
+    assert mixing.rule.window == getattr(ATTENTIONS[name], "window", None)
     present_BT = np.asarray(batch.valid_BT)  # nobody looks at what absent tokens ask
     tiny.close(o_BTD[present_BT], want_BTD[present_BT], 1e-10)
 
@@ -123,7 +123,7 @@ def test_gradients_reach_only_what_a_query_may_see(name):
 
         # compiled as users' programs are: without, the two equal slopes of a lone key differ by rounding
         reach_TS = np.asarray(jax.jit(reach, compiler_options={"xla_backend_optimization_level": 3})(x_BTD))
-    at, seg, window = np.arange(7), batch.seg_BT[0], ATTENTIONS[name].window or 7
+    at, seg, window = np.arange(7), batch.seg_BT[0], getattr(ATTENTIONS[name], "window", None) or 7
     back_TS = at[:, None] - at
     may_TS = (back_TS >= 0) & (back_TS < window) & (seg[:, None] == seg)
     may_TS &= batch.valid_BT[0][None] & batch.valid_BT[0][:, None]
