@@ -19,7 +19,8 @@ def load(path: Path, dtype: str | None, progress) -> Model:
     """See `moejax.load`; everything is checked before the first tensor is read."""
     description = directory.describe(read_json(path / "config.json"), str(path / "config.json"))
     source = SafetensorsDir(path)
-    tokenizer = hub_tokenizer.read(path)
+    known = any((path / name).exists() for name in hub_tokenizer.VOCABULARIES)
+    tokenizer = hub_tokenizer.read(path) if known else None
     m, params = directory.read(source, description, dtype, progress)
     return Model(m, params, tokenizer, description.context, origin=description.config)
 
@@ -33,7 +34,7 @@ def save(model: Model, path: Path, family: str | None, max_shard_bytes: int, pro
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
         write_safetensors(temp, directory.tensors(chosen, model.cfg, model.params), max_shard_bytes, progress)
-        durable.write_file(temp / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+        durable.write_file(temp / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         if model.tokenizer is not None:
             for name, content in hub_tokenizer.files(model.tokenizer).items():
                 durable.write_file(temp / name, content)

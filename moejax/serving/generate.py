@@ -40,7 +40,7 @@ MAX_ROWS = 8  # of a group, unless the caller says otherwise
 class Completion:
     """What the model wrote after one prompt."""
 
-    text: str
+    text: str  # "" if the model has no tokenizer
     tokens: tuple[int, ...]  # without the end token
     finish_reason: str  # stop: the model ended the text | length: max_tokens or the context did
     prompt_tokens: int  # the begin token included
@@ -209,7 +209,7 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
 
     return Rows(
         cache=None,
-        end_N=np.array(model.tokenizer.ends, np.int32),
+        end_N=np.array(model.tokenizer.ends if model.tokenizer else (), np.int32),
         token_B=np.zeros(num_rows, np.int32),
         pos_B=column((len(request.tokens) for request in group), 0, np.int32),
         left_B=setting("max_tokens", 0, np.int32),
@@ -225,7 +225,7 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
 
 def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Completion:
     reason = "stop" if stopped else "length"
-    text = model.tokenizer.decode_after(request.tokens, tokens)
+    text = model.tokenizer.decode_after(request.tokens, tokens) if model.tokenizer else ""
     return Completion(text, tuple(tokens), reason, len(request.tokens))
 
 

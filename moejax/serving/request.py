@@ -97,6 +97,8 @@ def make_request(model: Any, prompt: str | Sequence[int], sampling: Sampling) ->
 
 def _encode(model, text: str) -> tuple[int, ...]:
     refuse_unless(text != "", "the prompt is empty; give at least one character", "prompt")
+    has_words = model.tokenizer is not None
+    refuse_unless(has_words, "the prompt is text, but the model has no tokenizer; give token ids", "prompt")
     refuse_unless(
         len(text) <= model.tokenizer.longest * model.context,
         f"the prompt has {len(text)} characters, more than the model's context of {model.context} tokens can "
