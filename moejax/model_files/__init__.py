@@ -1,0 +1,1 @@
+"""`python -m moejax inspect | verify | convert`: models as files, of any kind that `moejax.load` reads."""
