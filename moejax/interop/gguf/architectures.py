@@ -30,6 +30,16 @@ def hub_model(path) -> tuple[dict[str, Any], HubView]:
       UsageError: the architecture, or a setting of it, is not known here; names it.
     """
     file = GgufFile(path)
+    config = hub_config(file)
+    return config, hub_view(file, config, ignored=(FREQUENCIES,))
+
+
+def hub_config(file: GgufFile) -> dict[str, Any]:
+    """config.json of the model in a GGUF file.
+
+    Raises:
+      UsageError: the architecture, or a setting of it, is not known here; names it.
+    """
     kind = file.metadata.get("general.type", "model")
     if kind != "model":
         raise UsageError(f"{file.path} is of type {kind!r}; give the file of a whole model")
@@ -42,7 +52,7 @@ def hub_model(path) -> tuple[dict[str, Any], HubView]:
     fields = Fields({key: _same(value) for key, value in own.items()}, f"{file.path}: {architecture}")
     config = READERS[architecture](fields, file)
     fields.done()
-    return config, hub_view(file, config, ignored=(FREQUENCIES,))
+    return config
 
 
 def _same(value):

@@ -101,7 +101,7 @@ def _version(cursor: Cursor) -> int:
 def _value(cursor: Cursor, code: int, key: str, depth: int):
     if code in SCALARS:
         value = cursor.number(f"<{SCALARS[code]}", key)
-        return float(str(np.float32(value))) if SCALARS[code] == "f" else value  # 1e-5, not 9.99999974e-06
+        return float32(value) if SCALARS[code] == "f" else value
     if code == BOOL:
         return bool(_bools(cursor, 1, key)[0])
     if code == STRING:
@@ -123,6 +123,11 @@ def _value(cursor: Cursor, code: int, key: str, depth: int):
     if item == STRING:
         return cursor.texts(count, key)
     return [_value(cursor, ARRAY, key, depth + 1) for _ in range(count)]
+
+
+def float32(value: float) -> float:
+    """The shortest decimal that float32 rounds to the same: 1e-5, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
 
 
 def _bools(cursor: Cursor, count: int, key: str) -> np.ndarray:

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from moejax.errors import CheckpointError
-from moejax.interop.gguf import names
+from moejax.interop.gguf import names, quants
+from moejax.interop.gguf.quants import Kind
 from moejax.interop.gguf.source import GgufFile
 from moejax.interop.source import Index, TensorInfo
 
@@ -24,6 +25,7 @@ class View:
     expert: tuple[int, ...] = ()  # which part of it
     heads: int = 0  # of a rotary product whose two halves of each head take turns there, row by row
     shift: float = 0.0  # what the file's values are larger by
+    dtype: np.dtype | None = None  # narrower than the file's, but holds these values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +35,27 @@ class HubView:
     file: GgufFile
     views: Mapping[str, View]
 
+    @property
+    def metadata(self) -> Mapping[str, object]:
+        """What the file says beside its tensors."""
+        return self.file.metadata
+
     def names(self) -> Collection[str]:
         return self.views.keys()
 
     def info(self, name: str) -> TensorInfo:
         view = self.views[name]
         found = self.file.info(view.name)
-        return dataclasses.replace(found, shape=found.shape[len(view.expert) :])
+        shape, dtype = found.shape[len(view.expert) :], view.dtype or found.dtype
+        return dataclasses.replace(found, shape=shape, dtype=dtype)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
         view = self.views[name]
         if view.heads:
             return self._read_halves(view, index)
         value = self.file.read(view.name, (*view.expert, *index))
-        return value - value.dtype.type(view.shift) if view.shift else value
+        value = value - value.dtype.type(view.shift) if view.shift else value
+        return value.astype(view.dtype) if view.dtype else value
 
     def _read_halves(self, view: View, index: Index) -> np.ndarray:
         """Rows of heads: first halves, then second halves, as the hub has them."""
@@ -88,7 +97,21 @@ def hub_view(file: GgufFile, config: Mapping[str, object], ignored: Collection[s
             name: dataclasses.replace(view, shift=1.0) if "norm" in name else view
             for name, view in views.items()
         }
-    return HubView(file, views)
+    return _narrowed(HubView(file, views))
+
+
+def _narrowed(whole: HubView) -> HubView:
+    """The same, with vectors in the bfloat16 of the matrices where that holds them; files keep float32."""
+    matrices = {tensor.kind for tensor in whole.file.tensors.values() if len(tensor.shape) > 1}
+    if Kind.BF16 not in matrices or not matrices <= {Kind.BF16, Kind.F32}:
+        return whole
+    views, narrow = dict(whole.views), quants.dtype(Kind.BF16)
+    for name, view in whole.views.items():
+        if whole.file.tensors[view.name].kind == Kind.F32:
+            value = whole.read(name)
+            if np.array_equal(value, value.astype(narrow)):
+                views[name] = dataclasses.replace(view, dtype=narrow)
+    return HubView(whole.file, views)
 
 
 def _once(name: str) -> dict[str, View] | None:
@@ -110,7 +133,7 @@ def _per_layer(file: GgufFile, name: str, config: Mapping[str, object]) -> dict[
                 f"{file.path}: tensor {name!r} has {count} experts, the file says {promised}"
             )
         return {hub.format(expert=expert): View(name, (expert,)) for expert in range(count)}
-    if found[2] in names.ROTARY_PAIRS and kind in ("llama", "mixtral"):
+    if found[2] in names.ROTARY_PAIRS and kind in names.PAIRED:
         heads = config["num_attention_heads" if found[2] == "attn_q" else "num_key_value_heads"]
         rows = file.info(name).shape[0]
         if rows % (2 * heads):

@@ -50,4 +50,7 @@ PER_LAYER = {
         "post_ffw_norm": "post_feedforward_layernorm",
     },
 }
-ROTARY_PAIRS = frozenset({"attn_q", "attn_k"})  # whose rows llama's files keep in another order
+# Products whose rows are kept in another order, and the models of which that is so: the two halves of a head,
+# which rotate together, take turns in the file.
+ROTARY_PAIRS = frozenset({"attn_q", "attn_k"})
+PAIRED = frozenset({"llama", "mixtral"})
