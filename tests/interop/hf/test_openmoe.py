@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from moejax import specs
 from moejax.errors import UsageError
 from moejax.interop.hf import directory
 from moejax.interop.hf import openmoe as family
+from moejax.model import forward as decoder
 from tests.interop.hf import released
 from tests.oracles import openmoe
 
@@ -47,6 +49,32 @@ def test_the_triple_gate_by_hand():
 @pytest.mark.parametrize("config", [BASE, THREE], ids=["every second layer", "every third, tied, 4 over 2"])
 def test_parity(config, tmp_path):
     released.check(openmoe, config, tmp_path)
+
+
+def test_the_8b_release_has_the_size_of_its_file():
+    """47.4 GB in float32, under the names that its first config.json has."""
+    first = {
+        "intermediate_size": 8192,
+        "hidden_size": 2048,
+        "num_hidden_layers": 24,
+        "head_dim": 128,
+        "num_attention_heads": 24,
+        "vocab_size": 256_384,
+        "num_experts": 32,
+        "topk": 2,
+        "capacity_factor_train": 1.25,
+        "capacity_factor_eval": 2.0,
+        "min_capacity": 4,
+        "noisy_policy": None,
+        "drop_tks": True,
+        "expert_parallel": None,
+        "gated": True,
+        "moe_layer_interval": 6,
+    }
+    ends = ("architectures", "dropout_rate", "layer_norm_epsilon", "hidden_act", "max_position_embeddings")
+    m = directory.describe({name: BASE[name] for name in ends} | first, "config.json").model
+    assert specs.count(decoder.specs(m)) * 4 / 1e9 == pytest.approx(47.4, abs=0.05)
+    assert [len(group.blocks) for group in m.groups] == [6]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 import pytest
 
+from moejax import specs
 from moejax.errors import UsageError
 from moejax.interop.hf import directory
+from moejax.model import forward as decoder
 from tests.interop.hf import released
 from tests.oracles import smallthinker
 
@@ -44,9 +46,51 @@ LARGE = SMALL | {  # the 21B pattern, once and a half
 }
 
 
+PATTERN = [0, 1, 1, 1] * 13
+RELEASES = {
+    "4B": {
+        "hidden_size": 1536,
+        "moe_ffn_hidden_size": 768,
+        "moe_num_primary_experts": 32,
+        "moe_num_active_primary_experts": 4,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "num_hidden_layers": 32,
+        "rope_layout": [1] * 32,
+        "sliding_window_layout": [0] * 32,
+        "vocab_size": 151_936,
+    },
+    "21B": {
+        "hidden_size": 2560,
+        "moe_ffn_hidden_size": 768,
+        "moe_num_primary_experts": 64,
+        "moe_num_active_primary_experts": 6,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "num_hidden_layers": 52,
+        "rope_layout": PATTERN,
+        "sliding_window_layout": PATTERN,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": False,
+    },
+}
+
+
 @pytest.mark.parametrize("config", [SMALL, LARGE], ids=["4B, sigmoid", "21B, softmax"])
 def test_parity(config, tmp_path):
     released.check(smallthinker, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "kinds"), [("4B", 4.035, [1]), ("21B", 21.51, [4])], ids=["4B", "21B"]
+)
+def test_the_releases_have_the_size_that_they_are_known_for(name, billions, kinds):
+    """Kinds of layers: one with positions everywhere, the pattern of four."""
+    m = directory.describe(SMALL | RELEASES[name], "config.json").model
+    assert specs.count(decoder.specs(m)) / 1e9 == pytest.approx(billions, abs=0.005)
+    assert [len(group.blocks) for group in m.groups] == kinds
 
 
 @pytest.mark.parametrize(
