@@ -42,7 +42,7 @@ def test_a_family_that_nobody_knows(hub_directory, capsys):
     out = capsys.readouterr().out
     assert "family      mixtrall\nparameters  36,256\nstored as   float32 100.0%\nfiles" in out
     assert "unknown: " in out
-    assert "'mixtrall' is not known here; did you mean 'mixtral'" in out
+    assert "'mixtrall' is not known here" in out
     assert "tokenizer.json is not a readable tokenizer" in out
 
 
