@@ -14,6 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers.normalizers import Normalizer
 
 SPACE = "\u2581"
+NEVER = 1000.0  # that much less likely than any piece
 MAX_WORK = 1 << 27  # characters of all halves of all pieces; Gemma's 262,144 pieces have 16 million
 
 
@@ -77,8 +78,13 @@ def unigram(pieces: Pieces) -> tokenizers.Tokenizer:
     Raises:
       ValueError: the vocabulary is damaged.
     """
-    list(pieces.vocab)
-    scored = list(zip(pieces.texts, map(float, pieces.scores), strict=True))
+    kind_of = dict(zip(pieces.vocab, pieces.kinds, strict=True))
+    never = min(pieces.scores, default=0.0) - NEVER  # a control token's name in a text is no such token
+    usable = (Kind.NORMAL, Kind.USER_DEFINED)
+    scored = [
+        (text, float(score) if kind_of[text] in usable else never)
+        for text, score in zip(pieces.texts, pieces.scores, strict=True)
+    ]
     return _around(models.Unigram(scored, pieces.unknown, pieces.has_bytes), pieces)
 
 

@@ -11,7 +11,7 @@ from tokenizers import Regex, normalizers
 
 from moejax.interop.tokenizer import pieces
 from moejax.interop.tokenizer.pieces import Kind, Pieces
-from moejax.tokenizer import Tokenizer, prepared
+from moejax.tokenizer import Tokenizer, guarded, prepared
 
 UNIGRAM, BPE = 1, 2
 # Numbers of fields: of the model, of a piece, of the training, of the normaliser.
@@ -23,6 +23,7 @@ CHARACTERS, ADD_PREFIX, ONE_SPACE, WRITE_SPACE = 2, 3, 4, 5
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5
 
 
+@guarded()
 def read(data: bytes) -> Tokenizer:
     """The tokenizer in a SentencePiece model.
 
@@ -43,10 +44,15 @@ def read(data: bytes) -> Tokenizer:
 def _pieces(fields: list[tuple[int, object]], training: dict, normalizer: dict) -> Pieces:
     if training.get(SPACE_AFTER, 0) or not normalizer.get(WRITE_SPACE, 1):
         raise ValueError("it writes spaces after words, or not at all, which is not served")
-    entries = [dict(_fields(value)) for number, value in fields if number == PIECES]
+    entries = [dict(_fields(_bytes(value))) for number, value in fields if number == PIECES]
     texts = [_bytes(entry.get(TEXT, b"")).decode() for entry in entries]
     scores = [struct.unpack("<f", _bytes(entry.get(SCORE, bytes(4))))[0] for entry in entries]
     kinds = [int(entry.get(KIND, Kind.NORMAL)) for entry in entries]
+    # Such a piece is looked for in the text as it is, before spaces are written otherwise.
+    texts = [
+        text.replace(pieces.SPACE, " ") if kind == Kind.USER_DEFINED else text
+        for text, kind in zip(texts, kinds, strict=True)
+    ]
     unknown = kinds.index(Kind.UNKNOWN) if Kind.UNKNOWN in kinds else None
     characters = _bytes(normalizer.get(CHARACTERS, b""))
     before = [normalizers.Precompiled(characters)] if characters else []
