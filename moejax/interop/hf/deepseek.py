@@ -127,10 +127,11 @@ def _write_attention(attn: Mla) -> dict:
 
 
 def _turns(block: BlockConfig) -> tuple[Turn, ...]:
-    return (*turns.norms(), *_attention_turns(block.attn), *_ffn_turns(block.ffn))
+    return (*turns.norms(), *attention_turns(block.attn), *_ffn_turns(block.ffn))
 
 
-def _attention_turns(attn: Mla) -> tuple[Turn, ...]:
+def attention_turns(attn: Mla) -> tuple[Turn, ...]:
+    """The products of latent attention."""
     if attn.q_rank is None:
         queries = (turns.layer("self_attn.q_proj.weight", "attn/q", "DHA->(HA)D"),)
     else:
