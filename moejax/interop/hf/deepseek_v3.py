@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 from moejax.config import ModelConfig
+from moejax.interop import block_fp8
 from moejax.interop.hf import deepseek
 from moejax.interop.hf.family import Family, kind
 from moejax.interop.hf.tensor_map import TensorMap
@@ -16,6 +17,7 @@ MOST_PREDICTORS = 4
 
 def read(fields) -> ModelConfig:
     fields.fixed("topk_method", "noaux_tc")
+    _check_packing(fields)
     counts = [fields.take(name, int, 0, least=0, most=MOST_PREDICTORS) for name in PREDICTORS]
     if any(counts):
         logging.getLogger(__name__).warning(
@@ -23,6 +25,18 @@ def read(fields) -> ModelConfig:
             fields.where,
         )
     return deepseek.read(fields, "sigmoid", _read_selector, dense_layers=3, shared=1)
+
+
+def _check_packing(fields) -> None:
+    """Which matrices are packed is seen by their names."""
+    packing = fields.part("quantization_config")
+    if packing is not None:
+        packing.choose("quant_method", {"fp8": None})
+        packing.fixed("fmt", "e4m3")
+        packing.fixed("weight_block_size", [block_fp8.BLOCK] * 2)
+        # Activations are not packed here, and the scales' own dtype says how they are stored.
+        packing.unused("activation_scheme", "modules_to_not_convert", "scale_fmt")
+        packing.done()
 
 
 def _read_selector(fields):
@@ -55,4 +69,4 @@ def tensor_map(m: ModelConfig) -> TensorMap:
     return dataclasses.replace(table, ignored=(*table.ignored, *predictors))
 
 
-FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, tensor_map)
+FAMILY = Family("deepseek_v3", "DeepseekV3ForCausalLM", read, write, tensor_map, view=block_fp8.unpacked)
