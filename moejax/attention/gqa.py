@@ -117,8 +117,9 @@ class Gqa(Attention):
         q_BTHA = self._turn(self._project(p, "q", x_BTD, "H"), batch.pos_BT, length)
         k_BTGA = self._turn(self._project(p, "k", x_BTD, "G"), batch.pos_BT, length)
         v_BTGA = self._project(p, "v", x_BTD, "G")
-        if self.scale is not None:
-            q_BTHA = q_BTHA * (self.scale * self.head_width**0.5)  # `mix` divides by the root of the width
+        if self.scale is not None:  # `mix` divides by the root of the width
+            precise = jnp.promote_types(q_BTHA.dtype, jnp.float32)
+            q_BTHA = (q_BTHA.astype(precise) * (self.scale * self.head_width**0.5)).astype(q_BTHA.dtype)
         if cached is None:
             k_BSGA, v_BSGA = k_BTGA, v_BTGA
             pos_BT, seg_BT = batch.pos_BT, batch.seg_BT
@@ -128,7 +129,7 @@ class Gqa(Attention):
         o_BTHA = mix(q_BTHA, k_BSGA, v_BSGA, rule, p["sink"] if self.sinks else None)
         o_BTD = weights.einsum("BTHA,HAD->BTD", o_BTHA, p["o"])
         if self.out_bias:
-            o_BTD = o_BTD + p["o_bias"].astype(o_BTD.dtype)[None, None]
+            o_BTD = weights.biased(o_BTD, p["o_bias"])
         # Whoever mixes other values by this map does so without the sinks: what they take is no key's.
         return o_BTD, Mixing(q_BTHA, k_BSGA, rule), memory
 
@@ -136,8 +137,7 @@ class Gqa(Attention):
         """Heads of one kind: projected, biased, normed, clipped; `head` is their letter."""
         x_BTHA = weights.einsum(f"BTD,D{head}A->BT{head}A", x_BTD, p[name])
         if self.bias:
-            bias_HA = jnp.reshape(p[f"{name}_bias"], x_BTHA.shape[2:])
-            x_BTHA = x_BTHA + bias_HA.astype(x_BTHA.dtype)[None, None]
+            x_BTHA = weights.biased(x_BTHA, jnp.reshape(p[f"{name}_bias"], x_BTHA.shape[2:]))
         if self.qk_norm != "none" and name != "v":
             x_BTHA = self._norm(p[f"{name}_norm"], x_BTHA, head)
         return x_BTHA if self.clip is None else jnp.clip(x_BTHA, -self.clip, self.clip)

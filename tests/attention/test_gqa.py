@@ -10,7 +10,7 @@ from moejax import specs as sp
 from moejax.attention.gqa import Gqa
 from moejax.config import MeshConfig
 from moejax.errors import UsageError
-from moejax.ops.rope import Interpolation
+from moejax.ops.rope import Interpolation, LongRope
 from moejax.seams import Memory
 from tests.contracts import tiny
 
@@ -96,3 +96,17 @@ def test_every_option_on_eight_devices():
             where = jax.tree.map(lambda shape: shape.sharding, sp.shapes(specs, mesh))
             got = run(jax.device_put(p, where), *sharding.place_rows(inputs, mesh))
             tiny.close(got, want, 1e-10)
+
+
+def test_frequencies_are_those_of_the_longest_text_there_is_room_for():
+    """A row of 3 has the short divisor 1; a slot of 9, from its first token on, the long divisor 2."""
+    attn = Gqa(1, 1, 2, rope_theta=10.0, rope_scaling=LongRope((1.0,), (2.0,), original=4))
+    p = {name: jnp.eye(2)[:, None] for name in "qkv"} | {"o": jnp.eye(2)[None]}
+    x_BTD, batch = jnp.array([[[1.0, 0.0]] * 3]), tiny.document([[0, 0, 0]])
+    slot = {"attn": {name: jnp.zeros((1, 9, 1, 2)) for name in "kv"}}
+    for cache, divisor in (({}, 1), (slot, 2)):
+        q_BTHA = attn.apply(p, x_BTD, batch, Memory({}, cache))[1].q_BTHA
+        angle_T = np.arange(3) / divisor
+        np.testing.assert_allclose(
+            q_BTHA[0, :, 0], np.stack([np.cos(angle_T), np.sin(angle_T)], 1), rtol=1e-6
+        )

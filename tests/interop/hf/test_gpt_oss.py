@@ -55,6 +55,13 @@ def test_parity(own, tmp_path):
     parity.check(transformers.GptOssConfig(**TINY | own), tmp_path, scale=0.5)
 
 
+@pytest.mark.nightly
+def test_gradients(tmp_path):
+    """Of sinks, biases and routers too."""
+    _, transformers = parity.libraries()
+    parity.check_gradients(transformers.GptOssConfig(**TINY | CASES["as released"]), tmp_path)
+
+
 def test_an_older_file_says_the_same():
     """As the hub has gpt-oss-20b."""
     older = {
