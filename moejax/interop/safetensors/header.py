@@ -65,7 +65,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _header(fd: int, size: int) -> bytes:
+def _header(fd: int, size: int) -> bytearray:
     if size < PREFIX:
         raise ValueError(f"it has {size} bytes, and the length of its header alone takes {PREFIX}")
     prefix = bytearray(PREFIX)
@@ -77,10 +77,10 @@ def _header(fd: int, size: int) -> bytes:
         raise ValueError(f"its header has {length:,} bytes, more than {MAX_BYTES:,}")
     header = bytearray(length)
     safe_files.read_into(fd, memoryview(header), PREFIX)
-    return bytes(header)
+    return header
 
 
-def _entries(header: bytes, start: int) -> Iterator[tuple[str, Entry]]:
+def _entries(header: bytearray, start: int) -> Iterator[tuple[str, Entry]]:
     """(name, Entry) in the order of the header; `start` is where in the file its data begins."""
     at, separator = 1, b"," if header.startswith(b"{") else b""
     if re.match(rb"\{\s*+\}", header):  # no tensor at all
@@ -96,11 +96,11 @@ def _entries(header: bytes, start: int) -> Iterator[tuple[str, Entry]]:
             _check_metadata(value[1])
         else:
             yield name, _entry(name, value[1], start)
-    if separator != b"}" or header[at:].strip(b" "):
+    if separator != b"}" or re.compile(rb" *+").match(header, at).end() != len(header):
         raise ValueError(f"byte {PREFIX + at} of it does not go on as the JSON of a header")
 
 
-def _name(header: bytes, at: int) -> tuple[str, int]:
+def _name(header: bytearray, at: int) -> tuple[str, int]:
     """The key of the entry that begins at `at`, and where its value begins."""
     found = _NAME.match(header, at, at + 6 * MAX_NAME_BYTES + 100)  # \u1234 may stand for a character
     if not found:
