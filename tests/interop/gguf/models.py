@@ -48,12 +48,13 @@ def shapes(model: str, tied: bool = False) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in found.items()}
 
 
-def write(path, model: str, *, tied=False, metadata=None, extra=None, kinds=None):
+def write(path, model: str, *, tied=False, metadata=None, tokens=None, extra=None, kinds=None):
     """A file of random weights.
 
     Args:
       model: a key of METADATA.
       metadata: keys of the architecture's own prefix beside the usual ones; None leaves one out.
+      tokens: of a vocabulary.
       extra: more tensors by name.
       kinds: a type for some tensors; the others are F32.
     """
@@ -62,6 +63,9 @@ def write(path, model: str, *, tied=False, metadata=None, extra=None, kinds=None
     for key, value in (METADATA[model] | (metadata or {})).items():
         if value is not None:
             _add(writer, f"{architecture}.{key}", value)
+    if tokens:
+        writer.add_token_list(tokens)
+        writer.add_token_scores([0.5] * len(tokens))
     rng = np.random.default_rng(7)
     random = {name: _random(rng, name, shape) for name, shape in shapes(model, tied).items()}
     for name, value in (random | (extra or {})).items():

