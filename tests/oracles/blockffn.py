@@ -42,21 +42,21 @@ def logits(w, config, token_T):
     for layer in range(num_layers):
         at = f"model.layers.{layer}"
         x_TD = parts.rms_norm(h_TD, w[f"{at}.input_layernorm.weight"], eps)
-        h_TD = h_TD + branch * attention(w, f"{at}.self_attn", x_TD, config)
+        h_TD = h_TD + branch * attention(parts.under(w, f"{at}.self_attn"), x_TD, config)
         x_TD = parts.rms_norm(h_TD, w[f"{at}.post_attention_layernorm.weight"], eps)
         h_TD = h_TD + branch * experts(w, f"{at}.mlp", x_TD, config)
     h_TD = parts.rms_norm(h_TD, w["model.norm.weight"], eps)
     return h_TD / (config["hidden_size"] / config["dim_model_base"]) @ parts.head(w).T
 
 
-def attention(w, prefix, x_TD, config):
+def attention(p, x_TD, config):
     if config["attention_type"] != "mla":
-        scale = parts.head_width(config) ** -0.5
-        return parts.attention(w, prefix, x_TD, config, scale=scale, theta=config["rope_theta"])
+        width = parts.head_width(config)
+        return parts.attention(p, x_TD, width, scale=width**-0.5, theta=config["rope_theta"])
     T, H, Z = len(x_TD), config["num_attention_heads"], config["kv_lora_rank"]
     plain, theta = config["qk_nope_head_dim"], config["rope_theta"]
-    project = lambda x, name: x @ w[f"{prefix}.{name}.weight"].T
-    norm = lambda x, name: parts.rms_norm(x, w[f"{prefix}.{name}.weight"], 1e-6)
+    project = lambda x, name: x @ p[f"{name}.weight"].T
+    norm = lambda x, name: parts.rms_norm(x, p[f"{name}.weight"], 1e-6)
     q_THA = project(norm(project(x_TD, "q_a_proj"), "q_a_layernorm"), "q_b_proj").reshape(T, H, -1)
     row_TZ = project(x_TD, "kv_a_proj_with_mqa")
     up_THA = project(norm(row_TZ[:, :Z], "kv_a_layernorm"), "kv_b_proj").reshape(T, H, -1)

@@ -39,7 +39,8 @@ def logits(w, config, token_T):
         at = f"model.layers.{layer}"
         norm = lambda x_TD, name, at=at: parts.rms_norm(x_TD, w[f"{at}.{name}.weight"], eps)
         x_TD = norm(h_TD, "input_layernorm")
-        h_TD = h_TD + parts.attention(w, f"{at}.self_attn", x_TD, config, scale=1.0, theta=1e4)
+        p = parts.under(w, f"{at}.self_attn")
+        h_TD = h_TD + parts.attention(p, x_TD, config["head_dim"], scale=1.0, theta=1e4)
         x_TD = norm(h_TD, "post_attention_layernorm")
         if sparse(layer, config):
             h_TD = h_TD + experts(w, f"{at}.mlp", x_TD, config["router_topk"])

@@ -35,15 +35,18 @@ def mixed(q_THA, k_TGA, v_TGC, scale, window=None):
     return out_THC.reshape(T, -1)
 
 
-def attention(w, prefix, x_TD, config, *, scale, theta=None, window=None):
-    """Grouped heads under Llama's names; `theta` None leaves positions out."""
-    T, A = len(x_TD), head_width(config)
-    q_THA, k_TGA, v_TGA = (
-        (x_TD @ w[f"{prefix}.{name}_proj.weight"].T).reshape(T, -1, A) for name in ("q", "k", "v")
-    )
+def under(w, prefix):
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in w.items() if name.startswith(f"{prefix}.")}
+
+
+def attention(p, x_TD, width, *, scale, theta=None, window=None):
+    """Grouped heads of this width, under Llama's names; `theta` None leaves positions out."""
+    heads = lambda name: (x_TD @ p[f"{name}_proj.weight"].T).reshape(len(x_TD), -1, width)
+    q_THA, k_TGA, v_TGA = heads("q"), heads("k"), heads("v")
     if theta is not None:
         q_THA, k_TGA = turned(q_THA, theta), turned(k_TGA, theta)
-    return mixed(q_THA, k_TGA, v_TGA, scale, window) @ w[f"{prefix}.o_proj.weight"].T
+    return mixed(q_THA, k_TGA, v_TGA, scale, window) @ p["o_proj.weight"].T
 
 
 def head_width(config):

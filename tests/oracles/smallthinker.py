@@ -29,10 +29,9 @@ def logits(w, config, token_T):
         wanted_TE = h_TD @ w[f"{at}.block_sparse_moe.primary_router.weight"].T  # of the raw stream
         x_TD = parts.rms_norm(h_TD, w[f"{at}.input_layernorm.weight"], eps)
         h_TD = h_TD + parts.attention(
-            w,
-            f"{at}.self_attn",
+            parts.under(w, f"{at}.self_attn"),
             x_TD,
-            config,
+            config["head_dim"],
             scale=config["head_dim"] ** -0.5,
             theta=config["rope_theta"] if config["rope_layout"][layer] else None,
             window=config["sliding_window_size"] if config["sliding_window_layout"][layer] else None,
