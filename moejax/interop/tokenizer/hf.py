@@ -1,18 +1,20 @@
 """The tokenizer of a directory in the layout of the Hugging Face hub."""
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken
 
 from moejax.errors import CheckpointError
 from moejax.interop import json_file, safe_files
 from moejax.interop.tokenizer import sentencepiece
+from moejax.interop.tokenizer.pieces import put_first
 from moejax.tokenizer import Tokenizer, checked, guarded, named
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model")  # the first that is there is read
@@ -46,19 +48,15 @@ def read(directory: str | os.PathLike) -> Tokenizer:
     name = next((name for name in VOCABULARIES if name in content), None)
     if name is None:
         raise CheckpointError(f"{root} has no tokenizer; put a {' or a '.join(VOCABULARIES[:2])} into it")
-    try:
-        with guarded():
-            tokenizer = checked(_vocabulary(name, content[name]))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{root / name} is not a readable tokenizer: {error}; replace the file"
-        ) from error
+    with _blaming(root / name, "is not a readable tokenizer"):
+        tokenizer = checked(_vocabulary(name, content[name]))
     said = {name: _parsed(root, name, content) for name in content if name.endswith("config.json")}
     special = _parsed(root, "special_tokens_map.json", content)
     config = special | said.get("tokenizer_config.json", {})
     if config:
         tokenizer = _framed(tokenizer, config, root)
-    template = content[TEMPLATE].decode() if TEMPLATE in content else _template(config, root)
+    with _blaming(root, "has a damaged chat template"):
+        template = content[TEMPLATE].decode() if TEMPLATE in content else _template(config)
     ends = _ends(root, tokenizer, said.get("generation_config.json", {}))
     return dataclasses.replace(tokenizer, more_ends=ends, chat_template=template, files=content)
 
@@ -98,12 +96,18 @@ def _parsed(root: Path, name: str, content: Mapping[str, bytes]) -> dict[str, An
     """The object in a JSON file; empty if there is no such file."""
     if name not in content:
         return {}
-    try:
+    with _blaming(root / name, "is no JSON that can be trusted"):
         return json_file.parse(content[name])
+
+
+@contextlib.contextmanager
+def _blaming(path: Path, what: str) -> Iterator[None]:
+    """Whatever goes wrong is a fault of the file `path`."""
+    try:
+        with guarded():
+            yield
     except ValueError as error:
-        raise CheckpointError(
-            f"{root / name} is no JSON that can be trusted: {error}; replace the file"
-        ) from error
+        raise CheckpointError(f"{path} {what}: {error}; replace the file") from error
 
 
 def _vocabulary(name: str, content: bytes) -> Tokenizer:
@@ -114,14 +118,15 @@ def _vocabulary(name: str, content: bytes) -> Tokenizer:
 
 def _framed(tokenizer: Tokenizer, config: Mapping[str, Any], root: Path) -> Tokenizer:
     """`tokenizer` with the begin and end tokens that the files name."""
-    _add_tokens(tokenizer.backend, config.get("added_tokens_decoder", {}), root)
+    with _blaming(root / "tokenizer_config.json", "has a damaged added_tokens_decoder"):
+        _add_tokens(tokenizer.backend, config.get("added_tokens_decoder", {}))
     bos, eos = (_id(tokenizer.backend, config.get(f"{key}_token"), root) for key in ("bos", "eos"))
     explicit = config.get("add_bos_token")
     add_bos = bos is not None and (_begins(tokenizer.backend, bos) if explicit is None else bool(explicit))
     return dataclasses.replace(tokenizer, bos=bos, eos=eos, add_bos=add_bos)
 
 
-def _add_tokens(backend: tokenizers.Tokenizer, added: Mapping[str, Any], root: Path) -> None:
+def _add_tokens(backend: tokenizers.Tokenizer, added: Mapping[str, Any]) -> None:
     """Tokens that only tokenizer_config.json knows, {"32000": {"content": "<|im_start|>", ...}}."""
     for id, entry in sorted(added.items(), key=lambda item: int(item[0])):
         text = entry["content"]
@@ -147,14 +152,14 @@ def _begins(backend: tokenizers.Tokenizer, bos: int) -> bool:
     return backend.encode("a").ids[:1] == [bos]
 
 
-def _template(config: Mapping[str, Any], root: Path) -> str | None:
+def _template(config: Mapping[str, Any]) -> str | None:
     """The template in tokenizer_config.json: text, or several with names."""
     found = config.get("chat_template")
     if isinstance(found, list):
         found = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
         found = found.get("default")
     if not isinstance(found, str | None):
-        raise CheckpointError(f"{root / 'tokenizer_config.json'}: chat_template is a {type(found).__name__}")
+        raise ValueError(f"chat_template of tokenizer_config.json is a {type(found).__name__}")
     return found
 
 
@@ -174,10 +179,7 @@ def _with_begin_token(tokenizer: Tokenizer) -> str:
     if not tokenizer.add_bos or _begins(tokenizer.backend, tokenizer.bos):
         return text
     twin = tokenizers.Tokenizer.from_str(text)
-    name = tokenizer.backend.id_to_token(tokenizer.bos)
-    twin.post_processor = processors.TemplateProcessing(
-        single=[name, "$A"], pair=[name, "$A", name, "$B"], special_tokens=[(name, tokenizer.bos)]
-    )
+    put_first(twin, tokenizer.bos)
     return twin.to_str()
 
 

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterator, Sequence
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, processors
 from tokenizers.normalizers import Normalizer
 
 SPACE = "\u2581"
@@ -95,6 +95,14 @@ def add_tokens(backend: tokenizers.Tokenizer, texts: Sequence[str], kinds: Seque
     backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
     whole = [text for text, kind in named if kind == Kind.USER_DEFINED]
     backend.add_tokens([AddedToken(text, normalized=False) for text in whole])
+
+
+def put_first(backend: tokenizers.Tokenizer, id: int) -> None:
+    """Let `backend` begin every text with a token, which only other programs make use of."""
+    name = backend.id_to_token(id)
+    backend.post_processor = processors.TemplateProcessing(
+        single=[name, "$A"], pair=[name, "$A", name, "$B"], special_tokens=[(name, id)]
+    )
 
 
 def _merges(pieces: Pieces, vocab: dict[str, int]) -> Iterator[tuple[float, int, str, str]]:

@@ -38,6 +38,8 @@ def read(data: bytes) -> Tokenizer:
     vocabulary = _pieces(fields, training, _last(fields, NORMALIZER))
     backend = (pieces.bpe if kind == BPE else pieces.unigram)(vocabulary)
     bos, eos = (_id(training.get(key, default), vocabulary) for key, default in ((BOS_ID, 1), (EOS_ID, 2)))
+    if bos is not None:
+        pieces.put_first(backend, bos)
     return Tokenizer(prepared(backend), bos, eos, add_bos=bos is not None)
 
 
