@@ -14,7 +14,7 @@ from moejax.interop.hf.tensor_map import TensorMap, layers
 from moejax.routers.score.pre_attention import PreAttention
 from moejax.routers.select.top_k import TopK
 
-NAME = "smallthinker"
+NAME, SOFTMAX = "smallthinker", "moe_primary_router_apply_softmax"
 
 
 def read(fields) -> ModelConfig:
@@ -39,9 +39,6 @@ def read(fields) -> ModelConfig:
         tied=fields.take("tie_word_embeddings", bool, True),
         norm_eps=fields.take("rms_norm_eps", float, 1e-6),
     )
-
-
-SOFTMAX = "moe_primary_router_apply_softmax"
 
 
 def _refuse_what_was_never_released(fields) -> None:

@@ -34,12 +34,12 @@ SMALL = {  # the settings of the 4B release, made small
     "tie_word_embeddings": True,
     "vocab_size": 96,
 }
-LARGE = SMALL | {  # the 21B pattern, once and a half
-    "num_hidden_layers": 6,
+LARGE = SMALL | {  # the 21B pattern, twice
+    "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "rope_layout": [0, 1, 1, 1, 0, 1],
-    "sliding_window_layout": [0, 1, 1, 1, 0, 1],
+    "rope_layout": [0, 1, 1, 1] * 2,
+    "sliding_window_layout": [0, 1, 1, 1] * 2,
     "sliding_window_size": 5,
     "moe_primary_router_apply_softmax": True,
     "tie_word_embeddings": False,
