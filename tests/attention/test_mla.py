@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from moejax import sharding
 from moejax import specs as sp
 from moejax.attention.mla import Mla
 from moejax.config import BlockConfig, Group, MeshConfig
@@ -141,6 +142,27 @@ def test_absorbing_pays_for_few_queries():
     mla = Mla(num_heads=128, kv_rank=512, plain_width=128, turned_width=64, value_width=128)
     assert not mla._expands(170) and mla._expands(171)
     assert not dataclasses.replace(mla, kv_rank=64)._expands(10**6)
+
+
+def test_decoding_with_heads_over_devices():
+    """A prompt whose keys are expanded, then tokens one by one; the cache is whole on every tensor device."""
+    m, mla = tiny.model(), Mla(num_heads=4, kv_rank=8, plain_width=2, turned_width=2, value_width=2)
+    p = jax.tree.map(np.asarray, sp.init(jax.random.key(0), mla.specs(m)))
+    x_BTD, batch = inputs(4, 5).astype(np.float32), tiny.document(np.zeros((4, 5)))
+    want_BTD, _ = latent_oracle.attend(mla, p, x_BTD, batch)
+    with tiny.on_mesh(data=2, fsdp=2, tensor=2) as mesh:
+        place = lambda tree, specs: jax.device_put(
+            tree, jax.tree.map(lambda shape: shape.sharding, sp.shapes(specs, mesh))
+        )
+        cache = mla.cache(m, 4, 6)
+        memory = Memory({}, {"attn": place(sp.tree_map(lambda s: np.zeros(s.shape, s.dtype), cache), cache)})
+        p, rows = place(p, mla.specs(m)), sharding.place_rows((x_BTD, batch), mesh)
+        step = jax.jit(lambda *args: mla.apply(*args)[::2], compiler_options=tiny.QUICK_COMPILE)
+        parts = []
+        for t in (slice(0, 3), slice(3, 4), slice(4, 5)):
+            o_BTD, memory = step(p, *jax.tree.map(lambda x, t=t: x[:, t], rows), memory)
+            parts.append(np.asarray(o_BTD))
+    tiny.close(np.concatenate(parts, axis=1), want_BTD, 1e-5)
 
 
 AXES = ({"tensor": 2}, pytest.param({"fsdp": 2, "tensor": 2}, marks=pytest.mark.nightly))

@@ -74,7 +74,7 @@ SELECTORS = {
     "entropy_no_broadcast": TsallisHybrid(3, threshold=1.0, q=2.0),
     "relu_norm": ReluNorm(NUM_EXPERTS),
     "relu_norm_2": ReluNorm(2),
-    "group_limited": GroupLimited(2, num_groups=NUM_EXPERTS, keep_groups=3, best=1),
+    "group_limited": GroupLimited(2, num_groups=NUM_EXPERTS, keep_groups=3, best=1, correction=True),
     "sparse_mixer": SparseMixer(2),
     "capacity": Capacity(TopK(2), factor=0.6),
     "capacity_row_score": Capacity(TopK(2), group="row", order="score"),

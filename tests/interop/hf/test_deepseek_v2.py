@@ -135,7 +135,7 @@ def billions(fields) -> tuple[float, float]:
 
 
 def test_the_released_models_have_as_many_parameters_as_their_paper_says():
-    """Section 3.1.2: 236B, of which a token passes 21B; appendix B: 15.7B and 2.4B without the input table."""
+    """Section 3.1.2: 236B, of which a token passes 21B; appendix B: 15.7B and 2.4B, but for the embedding."""
     assert billions(WHOLE) == (235.7, 21.4)
     assert billions(LITE) == (15.7, 2.7)
 
