@@ -1,14 +1,13 @@
 """Models in and out, whatever they are kept in: what `moejax.load` and `moejax.save` do."""
 
 import enum
-import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moejax import saved_model
 from moejax.config import require
-from moejax.errors import UsageError
+from moejax.interop import json_file, safe_files
 from moejax.serving.model import Model
 
 
@@ -121,17 +120,16 @@ def kind_of(path: Path) -> Kind:
 
     Raises:
       UsageError: there is no model at all.
+      CheckpointError: its config.json is damaged.
     """
     if path.is_file():
         require(path.suffix == ".gguf", f"{path} is a file, but no GGUF file; give a directory or a *.gguf")
         return Kind.GGUF
     config = path / "config.json"
-    require(config.is_file(), f"{path} has no config.json, so it holds no model; {saved_model.EXPECTED}")
-    try:
-        found = json.loads(config.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{config}: {error}") from error
-    return Kind.HF if isinstance(found, dict) and "model_type" in found else Kind.MOEJAX
+    there = os.path.lexists(config)
+    require(there, f"{path} has no config.json, so it holds no model; {saved_model.EXPECTED}")
+    found = json_file.read_json(safe_files.inside(path, config.name))
+    return Kind.HF if "model_type" in found else Kind.MOEJAX
 
 
 def _foreign(kind: Kind):

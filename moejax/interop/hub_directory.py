@@ -7,6 +7,7 @@ from pathlib import Path
 from moejax import durable
 from moejax.config import require
 from moejax.errors import StorageError
+from moejax.interop import safe_files
 from moejax.interop.hf import directory, families
 from moejax.interop.json_file import read_json
 from moejax.interop.safetensors.source import SafetensorsDir
@@ -17,7 +18,8 @@ from moejax.serving.model import Model
 
 def load(path: Path, dtype: str | None, progress) -> Model:
     """See `moejax.load`; everything is checked before the first tensor is read."""
-    description = directory.describe(read_json(path / "config.json"), str(path / "config.json"))
+    config = read_json(safe_files.inside(path, "config.json"))
+    description = directory.describe(config, str(path / "config.json"))
     source = SafetensorsDir(path)
     known = any((path / name).exists() for name in hub_tokenizer.VOCABULARIES)
     tokenizer = hub_tokenizer.read(path) if known else None
@@ -34,7 +36,8 @@ def save(model: Model, path: Path, family: str | None, max_shard_bytes: int, pro
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
         write_safetensors(temp, directory.tensors(chosen, model.cfg, model.params), max_shard_bytes, progress)
-        durable.write_file(temp / "config.json", (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        durable.write_file(temp / "config.json", text.encode())
         if model.tokenizer is not None:
             for name, content in hub_tokenizer.files(model.tokenizer).items():
                 durable.write_file(temp / name, content)

@@ -82,10 +82,9 @@ def _own_directory(path: Path) -> Contents:
 
 
 def _hub_directory(path: Path) -> Contents:
-    file = safe_files.inside(path, "config.json")
-    config = json_file.read_json(file)
+    config = json_file.read_json(safe_files.inside(path, "config.json"))
     parts = _Parts()
-    described = parts.get(lambda: directory.describe(config, str(file)))
+    described = parts.get(lambda: directory.describe(config, str(path / "config.json")))
     source = parts.get(lambda: SafetensorsDir(path))
     return Contents(
         kind="directory in the layout of the Hugging Face hub",

@@ -133,8 +133,8 @@ def _hub_directory(path: Path, values: bool) -> Iterator[Finding]:
             yield _check(file.name, functools.partial(_file, path, file.name))
 
     def describe():
-        file = safe_files.inside(path, "config.json")
-        return directory.describe(json_file.read_json(file), str(file))
+        config = json_file.read_json(safe_files.inside(path, "config.json"))
+        return directory.describe(config, str(path / "config.json"))
 
     yield _check("tokenizer", lambda: _tokenizer(hub_tokenizer.read(path)))
     yield from _foreign_tensors(describe, lambda: SafetensorsDir(path), values)
