@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ BOS_NAMES = ("<|bos|>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|endofte
 EOS_NAMES = ("<|eos|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
 PIECE = 1 << 20  # bytes: longer texts are encoded in pieces, which bounds memory and uses all cores
 PROBE = 'def f(x):\n\treturn  "\u00e9\u6f22\U0001f600"  # <|eos|> </s>\r\n\n    '
+MARK = "\ufdd0"  # no character, so in no text
 ANCHOR = "a"  # what follows it is decoded as the middle of a text
 
 
@@ -121,8 +124,18 @@ class Tokenizer:
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, answer: bool = True, **variables
     ) -> list[int]:
-        """Ids of what `render` gives for the same arguments."""
-        return self.encode_rendered(self.render(messages, answer=answer, **variables))
+        """Ids of what `render` gives for the same arguments.
+
+        The name of a control token in a message is ordinary text: who writes a message cannot end it.
+        """
+        given = _marked({"messages": messages, **variables}, self._names)
+        text = self.render(answer=answer, **given)
+        if MARK not in text:
+            return self.encode_rendered(text)
+        parts = self._names.split(text)  # every second one is a name that the template wrote
+        ids = (self.encode(part.replace(MARK, "")) for part in parts[::2])
+        names = ([self.backend.token_to_id(name)] for name in parts[1::2])
+        return [id for pair in itertools.zip_longest(ids, names, fillvalue=[]) for own in pair for id in own]
 
     def to_json(self) -> str:
         """The contents of a `tokenizer.json`."""
@@ -148,6 +161,12 @@ class Tokenizer:
     def _special(self) -> frozenset[int]:
         added = self.backend.get_added_tokens_decoder()
         return frozenset(id for id, token in added.items() if token.special)
+
+    @functools.cached_property
+    def _names(self) -> re.Pattern:
+        """Finds names of control tokens, the longest at each place."""
+        names = sorted(map(self.backend.id_to_token, self._special), key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, names)) or '(?!)'})")
 
     def _name(self, id: int | None) -> str:
         return "" if id is None else self.backend.id_to_token(id)
@@ -206,6 +225,15 @@ def guarded() -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(str(error)) from error
+
+
+def _marked(value: Any, names: re.Pattern) -> Any:
+    """JSON in which a name that `names` finds in a text has MARK behind its first character."""
+    if isinstance(value, str):
+        return names.sub(lambda found: found[0][0] + MARK + found[0][1:], value)
+    if isinstance(value, Mapping):
+        return {key: _marked(own, names) for key, own in value.items()}
+    return [_marked(own, names) for own in value] if isinstance(value, list | tuple) else value
 
 
 def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -50,8 +50,8 @@ ADD_BOS = WHOLE_WORDS  # unless the file says otherwise
 ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "<EOT>")
 
 
-def read(metadata: Mapping[str, Any], where: str) -> Tokenizer:
-    """The tokenizer of a GGUF file.
+def read(metadata: Mapping[str, Any], where: str) -> Tokenizer | None:
+    """The tokenizer of a GGUF file; None where the file says that it has none.
 
     Args:
       metadata: of the file; arrays are numpy arrays or lists.
@@ -62,6 +62,8 @@ def read(metadata: Mapping[str, Any], where: str) -> Tokenizer:
       CheckpointError: the vocabulary is damaged.
     """
     kind, cut = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
+    if kind in ("none", "no_vocab"):
+        return None
     if kind not in ("gpt2", "llama"):
         raise UsageError(f"{where}: tokenizer.ggml.model={kind!r}; gpt2 and llama can be read")
     if kind == "gpt2" and cut not in CUTS:

@@ -113,6 +113,10 @@ def test_what_cannot_be_read_is_refused(metadata, error, words):
         gguf.read(metadata, "a.gguf")
 
 
+def test_a_file_may_have_no_tokenizer():
+    assert gguf.read({"tokenizer.ggml.model": "none"}, "a.gguf") is None
+
+
 def test_ids_outside_the_vocabulary_are_none():
     tokenizer = gguf.read(pieces(bos_token_id=10, eos_token_id=2**31), "a.gguf")
     assert (tokenizer.bos, tokenizer.eos, tokenizer.add_bos) == (None, None, False)

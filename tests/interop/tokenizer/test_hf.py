@@ -110,13 +110,15 @@ def test_a_tokenizer_of_our_own_is_found_again(tmp_path, add_bos):
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_transformers_finds_the_same_tokenizer(tmp_path, add_bos):
     transformers = pytest.importorskip("transformers", reason="the peer transformers is not installed")
-    own = dataclasses.replace(BYTES, add_bos=add_bos, chat_template="{{ messages[0].content }}")
+    own = dataclasses.replace(
+        BYTES, add_bos=add_bos, chat_template="{{ bos_token }}{{ messages[0].content }}<|eos|>"
+    )
     for name, content in hf.files(own).items():
         (tmp_path / name).write_bytes(content)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert theirs.encode("Hello") == own.encode_prompt("Hello")
     assert (theirs.bos_token_id, theirs.eos_token_id) == (1, 2)
-    message = [{"role": "user", "content": "hi <|eos|>"}]
+    message = [{"role": "user", "content": "hi"}]
     assert theirs.apply_chat_template(message, tokenize=False) == own.render(message)
     assert theirs.apply_chat_template(message)["input_ids"] == own.encode_chat(message)
 
