@@ -17,4 +17,4 @@ class Model:
     tokenizer: Tokenizer | None  # None: prompts are lists of ids
     context: int  # tokens of prompt and completion together
     sides: Any = None  # what a balancing controller adds to the routing, per group and block; None = nothing
-    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json that a foreign model had
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # config.json of a foreign model

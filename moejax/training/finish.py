@@ -10,8 +10,8 @@ import numpy as np
 from moejax import durable, sharding
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.errors import UsageError
-from moejax.serving.model import Model
 from moejax.serving.generate import generate
+from moejax.serving.model import Model
 from moejax.training import objective, report
 from moejax.training.data.corpus import Corpus
 from moejax.training.evaluation import own_held_out

@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "configs": {"settings", "technique"},
     "door": _LOW
     | {"model", "technique", "technique_base", "text", "data", "report", "analysis", "driver", "recipes"}
-    | {"configs"},
+    | {"family", "configs"},
 }
 # Modules of these layers may not import one another, only themselves.
 APART = {"technique"}

@@ -1,4 +1,4 @@
-"""A model out to the hub's layout and back, on one device and on a mesh; what is damaged is refused by name."""
+"""A model out to the hub's layout and back, on a mesh too; what is damaged is refused by name."""
 
 import dataclasses
 import json
@@ -120,8 +120,8 @@ DAMAGES = {
     "another width": (
         lambda path: edit(path / "config.json", intermediate_size=32),
         CheckpointError,
-        r"tensor 'model\.layers\.0\.block_sparse_moe\.experts\.0\.w1\.weight' of .*safetensors is \(64, 64\), "
-        r"the config asks for \(32, 64\)",
+        r"tensor 'model\.layers\.0\.block_sparse_moe\.experts\.0\.w1\.weight' of .*safetensors is "
+        r"\(64, 64\), the config asks for \(32, 64\)",
     ),
     "fewer layers": (
         lambda path: edit(path / "config.json", num_hidden_layers=1),

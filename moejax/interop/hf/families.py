@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from moejax.errors import UsageError
-from moejax.interop import hf
 from moejax.interop.hf.family import Family
 from moejax.records import suggest
 
@@ -15,7 +14,8 @@ from moejax.records import suggest
 @functools.cache
 def families() -> dict[str, Family]:
     """By model_type, every family that can be read and written."""
-    names = [f"{hf.__name__}.{found.name}" for found in pkgutil.iter_modules(hf.__path__)]
+    folder = importlib.import_module(__package__).__path__
+    names = [f"{__package__}.{found.name}" for found in pkgutil.iter_modules(folder)]
     modules = [importlib.import_module(name) for name in names]
     found = [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
     return {family.model_type: family for family in sorted(found, key=lambda family: family.model_type)}

@@ -57,6 +57,6 @@ def test_parts_have_fields_of_their_own():
     part = fields.part("rope")
     assert part.take("theta", float) == 1.0
     fields.done()
-    with pytest.raises(UsageError, match="config.json: rope has fields .*: other=2"):
+    with pytest.raises(UsageError, match=r"config\.json: rope has fields .*: other=2"):
         part.done()
     assert fields.part("absent") is None

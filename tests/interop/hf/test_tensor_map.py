@@ -98,7 +98,7 @@ def test_every_parameter_has_its_place():
     ("change", "said"),
     [
         (lambda t: t.pop("model.norm.weight"), "tensor 'model.norm.weight' is missing"),
-        (lambda t: t.update(extra=np.ones(3)), "tensor 'extra' of some.safetensors has no place in the config"),
+        (lambda t: t.update(extra=np.ones(3)), "tensor 'extra' of some.safetensors has no place in the conf"),
         (
             lambda t: t.update({"model.norm.weight": np.ones((65,), np.float32)}),
             r"tensor 'model.norm.weight' of some.safetensors is \(65,\), the config asks for \(64,\)",
