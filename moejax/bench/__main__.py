@@ -5,7 +5,7 @@ import sys
 
 from moejax import flags
 
-NAMES = ("kernels", "training")
+NAMES = ("gguf", "kernels", "training")
 
 
 def main(argv: list[str]) -> int:
