@@ -14,6 +14,7 @@ from moejax.config import ModelConfig, Run, require
 from moejax.model import forward as decoder
 from moejax.model_io import load, save
 from moejax.seams import Batch, Output
+from moejax.serving.chat import chat
 from moejax.serving.generate import Completion, generate
 from moejax.serving.model import Model
 from moejax.tracing import TraceRecorder, routing_trace
@@ -23,6 +24,7 @@ __all__ = [
     "Model",
     "RoutingTrace",
     "TraceRecorder",
+    "chat",
     "forward",
     "generate",
     "init",

@@ -1,8 +1,9 @@
 """Requests from the lines of a file, and the lines that answer them.
 
     {"id": "a", "prompt": "def f(", "max_tokens": 20}                    a JSON line; the id may be left out
+    {"messages": [{"role": "user", "content": "Hello"}]}                 the same, of a conversation
     {"custom_id": "a", "method": "POST", "url": "/v1/completions",       a line of an OpenAI batch file
-     "body": {"prompt": "def f(", "max_tokens": 20}}
+     "body": {"prompt": "def f(", "max_tokens": 20}}                     (or messages: /v1/chat/completions)
     def f(                                                               in a text file, a line is a prompt
 
 Every request gets one line of the same kind, in the same order. A line that cannot be answered says why and
@@ -18,11 +19,12 @@ from reprlib import repr as short
 from typing import Any, BinaryIO
 
 from moejax.records import suggest
+from moejax.serving.chat import make_chat_request
 from moejax.serving.generate import Completion
 from moejax.serving.request import Request, RequestError, Sampling, make_request, refuse_unless
 
 MAX_LINE = 1 << 24  # bytes
-URL = "/v1/completions"
+URLS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}  # and where the text is
 SETTINGS = [field.name for field in dataclasses.fields(Sampling)]
 # What OpenAI's callers may send although only one value can be served; null is as good as absent.
 FIXED = {
@@ -49,6 +51,7 @@ class Job:
     id: Any  # the caller's name for it
     request: Request | None
     error: RequestError | None = None
+    is_chat: bool = False
 
 
 def read_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
@@ -94,8 +97,9 @@ class Reader:
             self._is_openai = "custom_id" in record or "body" in record
             own_id = self._id_of(record, number)
             self._refuse_second_use(own_id, number)
-            body = _openai_body(record) if self._is_openai else record
-            return Job(number, self._is_openai, own_id, self._request(body))
+            body, source = _openai_body(record) if self._is_openai else (record, _source(record))
+            request = self._request(body, source)
+            return Job(number, self._is_openai, own_id, request, is_chat=source == "messages")
         except RequestError as error:
             located = RequestError(f"{self._name}:{number}: {error}", error.param, error.code)
             return Job(number, self._is_openai, own_id, None, located)
@@ -132,22 +136,29 @@ class Reader:
     def _id_key(self) -> str:
         return "custom_id" if self._is_openai else "id"
 
-    def _request(self, body: dict) -> Request:
-        known = ["id", "prompt", *SETTINGS]
+    def _request(self, body: dict, source: str) -> Request:
+        known = ["id", source, *SETTINGS]
         for name in body:
             words = f"there is no parameter {short(name)}{suggest(name, known)}"
             refuse_unless(name in known, words, name, "unknown_parameter")
-        refuse_unless("prompt" in body, "prompt is missing", "prompt", "missing_parameter")
+        refuse_unless(source in body, f"{source} is missing", source, "missing_parameter")
         own = {name: body[name] for name in SETTINGS if name in body}
-        return make_request(self._model, body["prompt"], dataclasses.replace(self._defaults, **own))
+        make = make_chat_request if source == "messages" else make_request
+        return make(self._model, body[source], dataclasses.replace(self._defaults, **own))
 
 
-def _openai_body(record: dict) -> dict:
-    """The parameters of an OpenAI batch line that this package has."""
-    for name, wanted in (("method", "POST"), ("url", URL)):
-        right = record.get(name) == wanted
-        refuse_unless(right, f"{name} is {short(record.get(name))}; only {wanted} is served", name)
-    body = record.get("body")
+def _source(record: dict) -> str:
+    """Where a line of our own kind has its text."""
+    return "messages" if "messages" in record else "prompt"
+
+
+def _openai_body(record: dict) -> tuple[dict, str]:
+    """The parameters of an OpenAI batch line that this package has, and which of them is the text."""
+    for name, served in (("method", ("POST",)), ("url", tuple(URLS))):
+        value = record.get(name)
+        words = f"{name} is {short(value)}; only {' or '.join(served)} is served"
+        refuse_unless(isinstance(value, str) and value in served, words, name)
+    source, body = URLS[record["url"]], record.get("body")
     refuse_unless(isinstance(body, dict), "body is missing or no JSON object", "body", "invalid_type")
     body = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
     for name, allowed in FIXED.items():
@@ -155,7 +166,9 @@ def _openai_body(record: dict) -> dict:
             value = body.pop(name)
             words = f"{name}={short(value)} is not served; leave it out"
             refuse_unless(value in allowed, words, name, "unsupported_value")
-    return body
+    if source == "messages" and "max_completion_tokens" in body:  # its name in conversations
+        body["max_tokens"] = body.pop("max_completion_tokens")
+    return body, source
 
 
 def answer(job: Job, completion: Completion | None, model_name: str) -> str:
@@ -180,26 +193,23 @@ def _openai_row(job: Job, completion: Completion | None, model_name: str) -> dic
     if completion is None:
         status, body = 400, {"error": _error(job.error)}
     else:
-        used, written = completion.prompt_tokens, len(completion.tokens)
-        reason = completion.finish_reason
-        choice = {"text": completion.text, "index": 0, "logprobs": None, "finish_reason": reason}
-        status, body = (
-            200,
-            {
-                "id": f"cmpl-{job.number}",
-                "object": "text_completion",
-                "created": int(time.time()),
-                "model": model_name,
-                "choices": [choice],
-                "usage": {
-                    "prompt_tokens": used,
-                    "completion_tokens": written,
-                    "total_tokens": used + written,
-                },
-            },
-        )
+        status, body = 200, _openai_completion(job, completion, model_name)
     response = {"status_code": status, "request_id": f"req_{job.number}", "body": body}
     return {"id": f"batch_req_{job.number}", "custom_id": job.id, "response": response, "error": None}
+
+
+def _openai_completion(job: Job, completion: Completion, model_name: str) -> dict:
+    used, written = completion.prompt_tokens, len(completion.tokens)
+    message = {"message": {"role": "assistant", "content": completion.text}}
+    text = message if job.is_chat else {"text": completion.text}
+    return {
+        "id": f"{'chatcmpl' if job.is_chat else 'cmpl'}-{job.number}",
+        "object": "chat.completion" if job.is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": model_name,
+        "choices": [text | {"index": 0, "logprobs": None, "finish_reason": completion.finish_reason}],
+        "usage": {"prompt_tokens": used, "completion_tokens": written, "total_tokens": used + written},
+    }
 
 
 def _error(error: RequestError) -> dict:

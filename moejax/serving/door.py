@@ -25,9 +25,10 @@ Continue texts with a trained model.
     echo "def main(" | python serve.py --model=runs/default --prompt=-
     python serve.py --model=runs/default --input=prompts.jsonl --output=out.jsonl --max_tokens=64
 
-An input line is {"prompt": "..."} with any of id, max_tokens, temperature, top_k, top_p and seed; or a line
-of an OpenAI batch file for /v1/completions; or, in a file that is not JSON, the prompt itself. Each gets one
-line of output, in the same order. The line of a request that cannot be answered says why.
+An input line is {"prompt": "..."} or {"messages": [...]} with any of id, max_tokens, temperature, top_k,
+top_p and seed; or a line of an OpenAI batch file for /v1/completions or /v1/chat/completions; or, in a file
+that is not JSON, the prompt itself. Each gets one line of output, in the same order. The line of a request
+that cannot be answered says why.
 """
 ROWS = 8  # of a group when many prompts are answered
 GROUPS = 16  # read, answered and written at a time

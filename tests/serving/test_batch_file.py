@@ -1,5 +1,6 @@
 """Lines to requests and back: each kind of line, each way to get one wrong."""
 
+import dataclasses
 import io
 import json
 
@@ -79,7 +80,11 @@ def test_an_openai_line(model):
         (b'{"prompt": "a", "temperature": NaN}', "invalid_value", "temperature=nan"),
         (b'{"prompt": "a", "temperature": 1e999}', "invalid_value", "temperature=inf"),
         (b'{"prompt": "a", "seed": null}', "invalid_type", "seed=None must be a whole number"),
-        (openai(url="/v1/embeddings"), "invalid_value", "only /v1/completions is served"),
+        (
+            openai(url="/v1/embeddings"),
+            "invalid_value",
+            "only /v1/completions or /v1/chat/completions is served",
+        ),
         (openai(method="GET"), "invalid_value", "only POST is served"),
         (openai(n=10**9), "unsupported_value", "n=1000000000 is not served"),
         (openai(stream=True), "unsupported_value", "stream=True is not served"),
@@ -154,3 +159,62 @@ def test_openai_answers(model):
 def test_answers_are_ascii(model):
     (job,) = jobs(model, b'{"id": "\\ud800", "prompt": "x"}')
     assert answer(job, COMPLETION, "m").isascii()
+
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def talker(model):
+    template = "{{ messages[0].content }}<|eos|>"
+    return dataclasses.replace(model, tokenizer=dataclasses.replace(model.tokenizer, chat_template=template))
+
+
+def chat_line(url=CHAT, **body) -> bytes:
+    return json.dumps({"custom_id": "c", "method": "POST", "url": url, "body": body}).encode()
+
+
+def test_a_line_may_hold_a_conversation(talker):
+    plain, openai_line = jobs(
+        talker, json.dumps({"messages": HELLO}).encode() + b"\n" + chat_line(messages=HELLO)
+    )
+    tokens = (*talker.tokenizer.encode("hi"), talker.tokenizer.eos)
+    for job in (plain, openai_line):
+        assert (job.request.tokens, job.is_chat, job.error) == (tokens, True, None)
+    (job,) = jobs(talker, chat_line(messages=HELLO, max_completion_tokens=3, model="m"))
+    assert job.request.sampling.max_tokens == 3
+
+
+def test_the_answer_to_a_conversation(talker):
+    (job,) = jobs(talker, chat_line(messages=HELLO))
+    body = json.loads(answer(job, Completion("text", (5, 6), "stop", 3), "name"))["response"]["body"]
+    assert (body["object"], body["id"], body["usage"]["total_tokens"]) == ("chat.completion", "chatcmpl-1", 5)
+    assert body["choices"] == [
+        {
+            "message": {"role": "assistant", "content": "text"},
+            "index": 0,
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (chat_line(prompt="hi"), "no parameter 'prompt'"),
+        (chat_line(), "messages is missing"),
+        (chat_line("/v1/completions", messages=HELLO), "no parameter 'messages'"),
+        (
+            chat_line("/v1/embeddings", messages=HELLO),
+            "only /v1/completions or /v1/chat/completions is served",
+        ),
+        (chat_line(["/v1/completions"], messages=HELLO), "url is"),
+        (chat_line(messages=[]), "messages is empty"),
+        (chat_line(messages=HELLO, chat_template="{{ 1 }}"), "no parameter 'chat_template'"),
+    ],
+)
+def test_a_conversation_that_cannot_be_read_is_refused_alone(talker, line, words):
+    bad, good = jobs(talker, line + b"\n" + chat_line(messages=HELLO).replace(b'"c"', b'"d"'))
+    assert words in str(bad.error) and good.error is None
