@@ -27,7 +27,7 @@ def named(model_type: object, where: str) -> Family:
     Raises:
       UsageError: nobody knows it.
     """
-    if model_type not in families():
+    if not isinstance(model_type, str) or model_type not in families():
         hint = suggest(str(model_type), families())
         known = ", ".join(families())
         raise UsageError(f"{where}: the family {model_type!r} is not known here{hint}\nfamilies: {known}")

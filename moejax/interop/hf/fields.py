@@ -18,6 +18,8 @@ BOOKKEEPING = frozenset(
     _attn_implementation_autoset attn_implementation experts_implementation
     """.split()  # noqa: SIM905
 )
+MOST = {"num_hidden_layers": 1000}  # of a number that costs time before any tensor is looked at
+MOST_WHOLE = 1 << 40  # of any other
 CODE = ("auto_map", "trust_remote_code")  # names of Python files; nothing of it is ever imported
 
 
@@ -58,10 +60,12 @@ class Fields:
             return default
         whole = isinstance(value, int) and not isinstance(value, bool)
         fits = whole if kind is int else isinstance(value, kind)
-        if kind is float and whole:
+        if kind is float and whole and abs(value) <= MOST_WHOLE:
             value, fits = float(value), True
         if not fits:
             raise UsageError(f"{self.where}: {name}={value!r} is no {kind.__name__}; correct it")
+        if whole:
+            most = min(MOST.get(name, MOST_WHOLE), MOST_WHOLE if most is None else most)
         low = least is not None and value < least
         if low or (most is not None and value > most):
             bound = f"at least {least}" if low else f"at most {most}"

@@ -17,6 +17,7 @@ from moejax import specs as sp
 from moejax.errors import CheckpointError
 from moejax.interop.source import TensorSource
 
+MOST_TIMES = 10  # as many tensors as there are that a config may ask for before it is refused unread
 REMEDY = "use the config.json that these tensors were made with"
 
 
@@ -144,8 +145,12 @@ class TensorMap:
         Raises:
           CheckpointError: a tensor is missing, unknown or of another shape; names it and its file.
         """
-        wanted = {place.name: place.shape for place in self.places(m, specs)}
-        found = set(source.names())
+        found, wanted = set(source.names()), {}
+        for place in self.places(m, specs):
+            wanted[place.name] = place.shape
+            if len(wanted) > MOST_TIMES * (len(found) + 100):  # a config may ask for more than memory holds
+                asked = f"the config asks for {len(wanted):,} tensors and more"
+                raise CheckpointError(f"{asked}, the files hold {len(found):,}; {REMEDY}")
         problems = [f"tensor {name!r} is missing" for name in wanted if name not in found]
         for name in found - wanted.keys():
             if not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored):
