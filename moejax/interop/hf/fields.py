@@ -7,9 +7,17 @@ from typing import Any
 from moejax.errors import UsageError
 
 REQUIRED = object()
-# What transformers writes beside a model's own settings: how it was made, and how its library is to behave.
+# What transformers writes beside a model: how it was made, how the library is to behave, and, in files of its
+# fourth version, how text is to be generated.
 BOOKKEEPING = frozenset(
     """
+    tokenizer_class torchscript pruned_heads tie_encoder_decoder cross_attention_hidden_size
+    add_cross_attention is_decoder prefix finetuning_task use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length
+    min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values
+    repetition_penalty suppress_tokens temperature top_k top_p typical_p
     _name_or_path architectures model_type transformers_version dtype torch_dtype use_cache
     cache_implementation initializer_range bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id
     decoder_start_token_id output_router_logits router_aux_loss_coef router_z_loss_coef aux_loss_alpha seq_aux

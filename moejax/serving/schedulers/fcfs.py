@@ -1,0 +1,34 @@
+"""First come, first served: whole prompts before anything else, as soon as there is room.
+
+What vLLM did at first (Kwon et al. 2023, arXiv 2309.06180): if a waiting prompt fits, a step reads prompts
+alone, and those that write wait for it; otherwise every request writes one token.
+"""
+
+import dataclasses
+
+from moejax.config import require
+from moejax.serving.plan import Scheduler
+from moejax.serving.state import ServeState, Work
+
+
+@dataclasses.dataclass(frozen=True)
+class Fcfs(Scheduler):
+    max_rows: int = 2048  # of a step; a longer prompt takes several
+
+    def __post_init__(self):
+        require(self.max_rows >= 1, f"scheduler.max_rows={self.max_rows} must be at least 1")
+
+    def plan(self, state: ServeState, now: float) -> list[Work]:
+        return self._read(state) or [state.rows(run, 1) for run in state.decodable() if state.reserve(run)]
+
+    def _read(self, state: ServeState) -> list[Work]:
+        """As many of the prompts as fit."""
+        works, room = [], self.max_rows
+        for run in list(state.running.values()):
+            if run.left and room:
+                works.append(state.rows(run, min(run.left, room)))
+                room -= works[-1].count
+        while room and state.waiting and (run := state.admit(state.waiting[0])):
+            works.append(state.rows(run, min(run.left, room)))
+            room -= works[-1].count
+        return works
