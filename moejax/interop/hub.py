@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from moejax import durable
@@ -155,9 +156,15 @@ def _join(parts: list[Path], whole: Path) -> str:
     """Write `parts` one after the other; the sha256 of what that makes."""
     sha256 = hashlib.sha256()
     with open(whole, "wb") as file:
-        for part in parts:
-            with open(part, "rb") as source:
-                while block := source.read(_BLOCK_BYTES):
-                    sha256.update(block)
-                    file.write(block)
+        for block in _blocks(parts):
+            sha256.update(block)
+            file.write(block)
     return sha256.hexdigest()
+
+
+def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The content of files, one after the other."""
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
