@@ -12,8 +12,8 @@ REQUIRED = object()
 BOOKKEEPING = frozenset(
     """
     tokenizer_class torchscript pruned_heads tie_encoder_decoder cross_attention_hidden_size
-    add_cross_attention is_decoder prefix finetuning_task use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
-    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
+    add_cross_attention is_decoder prefix finetuning_task use_bfloat16 tf_legacy_loss output_scores
+    return_dict_in_generate bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping
     encoder_no_repeat_ngram_size
     exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length
     min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences remove_invalid_values
