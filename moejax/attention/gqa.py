@@ -18,11 +18,10 @@ import jax.numpy as jnp
 
 from moejax import sharding, weights
 from moejax.config import require
-from moejax.ops import norm
-from moejax.ops.attention import mix
-from moejax.ops.cache import write
+from moejax.ops import cache, norm
+from moejax.ops.attention import mix, over_row, over_slot, scaled
 from moejax.ops.rope import rotate
-from moejax.seams import Attention, MaskRule, Mixing
+from moejax.seams import Attention, Mixing
 from moejax.specs import Constant, Normal, Spec
 
 
@@ -113,17 +112,14 @@ class Gqa(Attention):
 
     def apply(self, p, x_BTD, batch, memory):
         cached = memory.cache.get("attn")
-        length = batch.pos_BT.shape[1] if cached is None else cached["k"].shape[1]
+        length = batch.pos_BT.shape[1] if cached is None else cache.length(cached["k"], batch)
         q_BTHA = self._turn(self._project(p, "q", x_BTD, "H"), batch.pos_BT, length)
         k_BTGA = self._turn(self._project(p, "k", x_BTD, "G"), batch.pos_BT, length)
         v_BTGA = self._project(p, "v", x_BTD, "G")
         if self.scale is not None:  # `mix` divides by the root of the width
-            precise = jnp.promote_types(q_BTHA.dtype, jnp.float32)
-            q_BTHA = (q_BTHA.astype(precise) * (self.scale * self.head_width**0.5)).astype(q_BTHA.dtype)
+            q_BTHA = scaled(q_BTHA, self.scale * self.head_width**0.5)
         if cached is None:
-            k_BSGA, v_BSGA = k_BTGA, v_BTGA
-            pos_BT, seg_BT = batch.pos_BT, batch.seg_BT
-            rule = MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, batch.valid_BT, self.window, own_row=True)
+            k_BSGA, v_BSGA, rule = k_BTGA, v_BTGA, over_row(batch, self.window)
         else:
             k_BSGA, v_BSGA, rule, memory = self._remember(k_BTGA, v_BTGA, batch, memory)
         o_BTHA = mix(q_BTHA, k_BSGA, v_BSGA, rule, p["sink"] if self.sinks else None)
@@ -159,10 +155,8 @@ class Gqa(Attention):
     def _remember(self, k_BTGA, v_BTGA, batch, memory):
         """Write the new keys and values at their positions; attend over the whole slot."""
         old = memory.cache["attn"]
-        B, S = old["k"].shape[:2]
-        cache = {"k": write(old["k"], k_BTGA, batch, "BSGA"), "v": write(old["v"], v_BTGA, batch, "BSGA")}
-        pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=batch.pos_BT.dtype), (B, S))
-        seg_BS = jnp.broadcast_to(batch.seg_BT[:, :1], (B, S))
-        rule = MaskRule(batch.pos_BT, batch.seg_BT, pos_BS, seg_BS, jnp.ones((B, S), bool), self.window)
-        memory = memory.replace(cache={**memory.cache, "attn": cache})
-        return cache["k"], cache["v"], rule, memory
+        k_BSGA = cache.write(old["k"], k_BTGA, batch, "BSGA")
+        v_BSGA = cache.write(old["v"], v_BTGA, batch, "BSGA")
+        rule = over_slot(batch, cache.length(k_BSGA, batch), self.window)
+        memory = memory.replace(cache={**memory.cache, "attn": {"k": k_BSGA, "v": v_BSGA}})
+        return k_BSGA, v_BSGA, rule, memory

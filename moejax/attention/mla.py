@@ -21,11 +21,10 @@ import jax.numpy as jnp
 
 from moejax import sharding, weights
 from moejax.config import require
-from moejax.ops import rope
-from moejax.ops.attention import mix
-from moejax.ops.cache import write
+from moejax.ops import cache, rope
+from moejax.ops.attention import mix, over_row, over_slot, scaled
 from moejax.ops.norm import rms_norm
-from moejax.seams import Attention, MaskRule, Mixing
+from moejax.seams import Attention, Mixing
 from moejax.specs import Constant, Normal, Spec
 
 
@@ -79,28 +78,28 @@ class Mla(Attention):
             )
 
     def specs(self, m):
-        H, Z, R, A, C = self.num_heads, self.kv_rank, self.q_rank, self.key_width, self.value_width
+        D, H, Z, A, C = m.width, self.num_heads, self.kv_rank, self.key_width, self.value_width
 
-        def spec(shape, dims, std=None):
-            return Spec(shape, dims, Normal(shape[0] ** -0.5 if std is None else std), m.param_dtype)
+        def weight(*shape):
+            """A latent is stored as the model's width is: cut over fsdp, whole where it is used."""
+            dims = ("embed", "heads", None) if len(shape) == 3 else ("embed", None)
+            return Spec(shape, dims, Normal(shape[0] ** -0.5), m.param_dtype)
 
-        def norm(width):
+        def scale(width):
             return Spec((width,), (None,), Constant(1.0), m.param_dtype)
 
-        heads = ("embed", "heads", None)
+        # Each block adds twice to the residual stream; the smaller start keeps its variance flat in depth.
+        out = Normal((2 * m.num_layers * H * C) ** -0.5)
         tree = {
-            "kv_down": spec((m.width, Z + self.turned_width), ("embed", None)),  # to [c ; r]
-            "kv_norm": norm(Z),
-            "kv_up": spec((Z, H, self.plain_width + C), heads),  # [K_h ; V_h]
-            "o": spec((H, C, m.width), ("heads", None, "embed"), (2 * m.num_layers * H * C) ** -0.5),
+            "kv_down": weight(D, Z + self.turned_width),  # to [c ; r]
+            "kv_norm": scale(Z),
+            "kv_up": weight(Z, H, self.plain_width + C),  # to [plain part of key_h ; value_h]
+            "o": Spec((H, C, D), ("heads", None, "embed"), out, m.param_dtype),
         }
+        R = self.q_rank
         if R is None:
-            return tree | {"q": spec((m.width, H, A), heads)}
-        return tree | {
-            "q_down": spec((m.width, R), ("embed", None)),
-            "q_norm": norm(R),
-            "q_up": spec((R, H, A), heads),
-        }
+            return tree | {"q": weight(D, H, A)}
+        return tree | {"q_down": weight(D, R), "q_norm": scale(R), "q_up": weight(R, H, A)}
 
     def mixing_flops(self, length: int) -> float:
         """FLOPs per token of scores and mix over `length` expanded keys, masked ones included."""
@@ -111,17 +110,18 @@ class Mla(Attention):
         return {"row": Spec(shape, ("batch", None, None), Constant(0.0), m.dtype)}
 
     def apply(self, p, x_BTD, batch, memory):
-        pos_BT, seg_BT, cached = batch.pos_BT, batch.seg_BT, "attn" in memory.cache
-        length = memory.cache["attn"]["row"].shape[1] if cached else pos_BT.shape[1]
-        q_BTHA = self._queries(p, x_BTD, pos_BT, length)
-        row_BTZ = self._rows(p, x_BTD, pos_BT, length)
-        if not cached:
-            rule = MaskRule(pos_BT, seg_BT, pos_BT, seg_BT, batch.valid_BT, own_row=True)
-            o_BTHC, mixing = self._expanded(p, q_BTHA, row_BTZ, rule)
-        else:
-            row_BSZ, rule, memory = _remember(row_BTZ, batch, memory)
-            form = self._expanded if self._expands(x_BTD.shape[1]) else self._absorbed
-            o_BTHC, mixing = form(p, q_BTHA, row_BSZ, rule)
+        cached = memory.cache.get("attn")
+        length = batch.pos_BT.shape[1] if cached is None else cache.length(cached["row"], batch)
+        q_BTHA = self._queries(p, x_BTD, batch.pos_BT, length)
+        row_BSZ = self._rows(p, x_BTD, batch.pos_BT, length)
+        form, rule = self._expanded, over_row(batch)
+        if cached is not None:
+            row_BSZ = cache.write(cached["row"], row_BSZ, batch, "BSZ")
+            memory = memory.replace(cache={**memory.cache, "attn": {"row": row_BSZ}})
+            expands = batch.flat is None and self._expands(x_BTD.shape[1])
+            form = self._expanded if expands else self._absorbed
+            rule = over_slot(batch, length)
+        o_BTHC, mixing = form(p, q_BTHA, row_BSZ, rule)
         return weights.einsum("BTHC,HCD->BTD", o_BTHC, p["o"]), mixing, memory
 
     def _queries(self, p, x_BTD, pos_BT, length):
@@ -135,7 +135,8 @@ class Mla(Attention):
         plain_BTHA, turned_BTHA = jnp.split(q_BTHA, [self.plain_width], axis=-1)
         q_BTHA = jnp.concatenate([plain_BTHA, self._turn(turned_BTHA, pos_BT, length)], axis=-1)
         if self.mscale_all_dim:
-            q_BTHA = q_BTHA * rope.long_text_gain(self.rope_scaling.factor, self.mscale_all_dim) ** 2
+            gain = rope.long_text_gain(self.rope_scaling.factor, self.mscale_all_dim)
+            q_BTHA = scaled(q_BTHA, gain**2)
         return q_BTHA
 
     def _rows(self, p, x_BTD, pos_BT, length):
@@ -171,19 +172,9 @@ class Mla(Attention):
         # Zeros and columns that nobody reads cost less than a copy of one half of the weight.
         padded_BTHA = jnp.pad(plain_BTHA, ((0, 0),) * 3 + ((0, self.value_width),))
         absorbed_BTHZ = weights.einsum("BTHA,ZHA->BTHZ", padded_BTHA, p["kv_up"])
-        q_BTHZ = jnp.concatenate([absorbed_BTHZ, turned_BTHA], axis=-1)
-        q_BTHZ = q_BTHZ * (row_BSZ.shape[-1] / self.key_width) ** 0.5  # `mix` divides by the width it sees
-        k_BS1Z = row_BSZ[:, :, None]
+        q_BTHZ, k_BS1Z = jnp.concatenate([absorbed_BTHZ, turned_BTHA], axis=-1), row_BSZ[:, :, None]
+        # `mix` divides by the root of the width that it sees.
+        q_BTHZ = scaled(q_BTHZ, (q_BTHZ.shape[-1] / self.key_width) ** 0.5)
         o_BTHZ = mix(q_BTHZ, k_BS1Z, k_BS1Z[..., : self.kv_rank], rule)
         o_BTHA = weights.einsum("BTHZ,ZHA->BTHA", o_BTHZ, p["kv_up"])
         return o_BTHA[..., self.plain_width :], Mixing(q_BTHZ, k_BS1Z, rule)
-
-
-def _remember(row_BTZ, batch, memory):
-    """Write the new rows at their positions; attend over the whole slot."""
-    row_BSZ = write(memory.cache["attn"]["row"], row_BTZ, batch, "BSZ")
-    B, S = row_BSZ.shape[:2]
-    pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=batch.pos_BT.dtype), (B, S))
-    seg_BS = jnp.broadcast_to(batch.seg_BT[:, :1], (B, S))
-    rule = MaskRule(batch.pos_BT, batch.seg_BT, pos_BS, seg_BS, jnp.ones((B, S), bool))
-    return row_BSZ, rule, memory.replace(cache={**memory.cache, "attn": {"row": row_BSZ}})

@@ -4,10 +4,35 @@ import jax
 import jax.numpy as jnp
 
 from moejax import sharding
+from moejax.errors import UsageError
+from moejax.ops.cache import slot_of
 from moejax.seams import MaskRule
-from pallas_kernels import segment_attention, segment_attention_with_lse
+from pallas_kernels import segment_attention, segment_attention_with_lse, slot_attention
 
 MASKED = -1e30  # a score below all others; finite, so that no difference of two is NaN
+
+
+def over_row(batch, window: int | None = None) -> MaskRule:
+    """The rule by which the queries of `batch` see the keys of their own row."""
+    here = (batch.pos_BT, batch.seg_BT)
+    return MaskRule(*here, *here, batch.valid_BT, window, own_row=True)
+
+
+def over_slot(batch, length: int, window: int | None = None) -> MaskRule:
+    """The rule by which they see all that a slot of a cache holds, a key for each of `length` positions."""
+    if batch.flat is not None:
+        here = (batch.pos_BT, slot_of(batch))
+        return MaskRule(*here, *here, batch.valid_BT, window, flat=batch.flat)
+    B, S = batch.pos_BT.shape[0], length
+    pos_BS = jnp.broadcast_to(jnp.arange(S, dtype=batch.pos_BT.dtype), (B, S))
+    seg_BS = jnp.broadcast_to(batch.seg_BT[:, :1], (B, S))
+    return MaskRule(batch.pos_BT, batch.seg_BT, pos_BS, seg_BS, jnp.ones((B, S), bool), window)
+
+
+def scaled(q_BTHA, factor: float):
+    """Queries times a factor that is not rounded to half precision: it would bend all scores alike."""
+    precise = jnp.promote_types(q_BTHA.dtype, jnp.float32)
+    return (q_BTHA.astype(precise) * factor).astype(q_BTHA.dtype)
 
 
 def visible(rule: MaskRule):
@@ -27,6 +52,8 @@ def mix(q_BTHA, k_BSGA, v_BSGA, rule: MaskRule, sink_H=None):
     Args:
       sink_H: per head, the score of one more key, which every query sees and whose value is zero.
     """
+    if rule.flat is not None:
+        return _mix_pages(q_BTHA, k_BSGA, v_BSGA, rule, sink_H)
     if not rule.own_row:
         return _mix_slot(q_BTHA, k_BSGA, v_BSGA, visible(rule), sink_H)
     segment_BT = jnp.where(rule.k_valid_BS, 1 + rule.k_seg_BS, 0)
@@ -40,12 +67,20 @@ def mix(q_BTHA, k_BSGA, v_BSGA, rule: MaskRule, sink_H=None):
     return (o_BTHA * left_BTH1).astype(o_BTHA.dtype)
 
 
+def _mix_pages(q_BTHA, k_PGSA, v_PGSA, rule: MaskRule, sink_H):
+    """Attention of flat rows over the pages of their own requests."""
+    if sink_H is not None:
+        raise UsageError("attention with sinks does not read a cache of pages; use moejax.generate")
+    rows = (rule.q_seg_BT[0], rule.q_pos_BT[0], rule.flat.page_QP)
+    return slot_attention(q_BTHA[0], k_PGSA, v_PGSA, *rows, window=rule.window)[None]
+
+
 def _mix_slot(q_BTHA, k_BSGA, v_BSGA, seen_BTS, sink_H):
     """Attention over whatever a slot of a cache holds."""
     B, T, H, A = q_BTHA.shape
     G = k_BSGA.shape[2]
     split = "BTGhA" if G > 1 else "BTgHA"  # a lone key head is whole on every device
-    q_BTGhA = jnp.reshape(q_BTHA * A**-0.5, (B, T, G, H // G, A), out_sharding=sharding.out(split))
+    q_BTGhA = jnp.reshape(scaled(q_BTHA, A**-0.5), (B, T, G, H // G, A), out_sharding=sharding.out(split))
     # Heads before positions: the products are then plain batched matmuls.
     q_BGhTA, k_BGSA, v_BGSA = (jnp.moveaxis(x, 1, -2) for x in (q_BTGhA, k_BSGA, v_BSGA))
     score_BGhTS = jnp.einsum("BGhTA,BGSA->BGhTS", q_BGhTA, k_BGSA)
