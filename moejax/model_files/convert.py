@@ -59,9 +59,9 @@ def run(call: Call) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # parameters only pass through
     from moejax import model_io
 
-    with progress("reading") as tell:
+    with progress("reading", lambda: _num_parameters(source)) as tell:
         model = model_io.load(source, dtype=values["dtype"], step=values["step"], progress=tell)
-    with progress("writing") as tell:
+    with progress("writing", lambda: _num_tensors(model, form, values["family"])) as tell:
         model_io.save(
             model,
             target,
@@ -74,19 +74,44 @@ def run(call: Call) -> None:
     print(f"done: {target}")
 
 
+def _num_parameters(source: Path) -> int | None:
+    """Of a model, counted as arrays; None if its family is unknown, which loading it will say."""
+    from moejax import specs as sp
+    from moejax.model import forward as decoder
+    from moejax.model_files import contents
+
+    m = contents.read(source).model
+    return m and len(sp.leaves(decoder.specs(m)))
+
+
+def _num_tensors(model, form: str, family: str | None) -> int | None:
+    """In the files of the hub; of other forms nobody knows before they are written."""
+    from moejax.interop import hub_directory
+    from moejax.model import forward as decoder
+
+    if form != "hf":
+        return None
+    places = hub_directory.family_of(model, family).tensor_map(model.cfg)
+    return sum(1 for _ in places.places(model.cfg, decoder.specs(model.cfg)))
+
+
 @contextlib.contextmanager
-def progress(what: str) -> Iterator[Callable[[str], None] | None]:
-    """On a terminal, a line that shows which tensor was done last and how many were."""
+def progress(what: str, count: Callable[[], int | None]) -> Iterator[Callable[[str], None] | None]:
+    """A bar on standard error if that is a terminal; yields what is to be told of everything that is done.
+
+    Args:
+      count: how much there is to do in all; asked only on a terminal.
+    """
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (SpinnerColumn(), "{task.description}", "{task.completed}", TimeElapsedColumn())
-    names = TextColumn("{task.fields[name]}", markup=False)
-    with Progress(*columns, names, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None, name="")
+    name = TextColumn("{task.fields[name]}", markup=False)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), name)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=count(), name="")
         yield lambda name: bar.update(task, advance=1, name=name)
 
 

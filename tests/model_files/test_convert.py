@@ -1,5 +1,6 @@
 """From anything to anything, whole or not at all."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -72,14 +73,31 @@ def test_a_source_that_is_damaged(hub_directory, tmp_path, capsys):
 
 
 def test_progress_is_for_terminals(monkeypatch):
-    with convert.progress("reading") as tell:
+    with convert.progress("reading", None) as tell:
         assert tell is None
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stderr", Terminal())
-    with convert.progress("reading") as tell:
+    with convert.progress("reading", lambda: 2) as tell:
         tell("[bold]a.weight")
-    assert "[bold]a.weight" in convert.sys.stderr.getvalue()
+    shown = convert.sys.stderr.getvalue()
+    assert "1/2" in shown
+    assert "[bold]a.weight" in shown
+
+
+def test_the_bar_ends_where_the_work_does(hub_directory, tmp_path, monkeypatch):
+    told, counts = [], []
+
+    @contextlib.contextmanager
+    def progress(what, count):
+        counts.append(count())
+        told.append([])
+        yield told[-1].append
+
+    monkeypatch.setattr(convert, "progress", progress)
+    assert door.main(["convert", str(hub_directory), str(tmp_path / "new")]) == 0
+    assert [len(names) for names in told] == counts == [13, 41]
