@@ -109,12 +109,11 @@ def _merges(pieces: Pieces, vocab: dict[str, int]) -> Iterator[tuple[float, int,
     """(negative score, id, left half, right half) of every way to join two pieces to a third."""
     if sum(len(text) ** 2 for text in pieces.texts) > MAX_WORK:
         raise ValueError("the tokens are too long")
-    for id, (text, kind) in enumerate(zip(pieces.texts, pieces.kinds, strict=True)):
-        if kind == Kind.NORMAL:
-            for cut in range(1, len(text)):
-                left, right = text[:cut], text[cut:]
-                if left in vocab and right in vocab:
-                    yield -float(pieces.scores[id]), id, left, right
+    whole = [id for id, kind in enumerate(pieces.kinds) if kind == Kind.NORMAL]
+    for id, cut in ((id, cut) for id in whole for cut in range(1, len(pieces.texts[id]))):
+        left, right = pieces.texts[id][:cut], pieces.texts[id][cut:]
+        if left in vocab and right in vocab:
+            yield -float(pieces.scores[id]), id, left, right
 
 
 def _around(model, pieces: Pieces) -> tokenizers.Tokenizer:
