@@ -19,6 +19,20 @@ Tree = Any  # nested dicts of arrays (or of Specs)
 
 
 @struct.dataclass
+class FlatRows:
+    """The tokens of many requests in a batch of one row: whose they are, and which pages of the cache are whose."""
+
+    slot_BT: Array  # i32; the request of each token
+    page_QP: Array  # i32; the page that holds positions p * page_size and so on of a slot
+    page_size: int = struct.field(pytree_node=False)
+
+    @property
+    def length(self) -> int:
+        """Positions that a slot can have."""
+        return self.page_QP.shape[1] * self.page_size
+
+
+@struct.dataclass
 class Batch:
     """Rows of packed text. Segment 0 is padding; targets are already shifted."""
 
@@ -29,6 +43,7 @@ class Batch:
     target_BT: Array | None = None  # i32
     weight_BT: Array | None = None  # f32, of each target in the loss; 0 on padding
     extra: dict[str, Array] = struct.field(default_factory=dict)  # leading dim B
+    flat: FlatRows | None = None  # the cache has pages, and B = 1
 
 
 @struct.dataclass
@@ -42,6 +57,7 @@ class MaskRule:
     k_valid_BS: Array
     window: int | None = struct.field(pytree_node=False, default=None)
     own_row: bool = struct.field(pytree_node=False, default=False)  # key s stands where query s does
+    flat: FlatRows | None = None  # keys are in pages; a query's segment is its slot
 
 
 @struct.dataclass
@@ -83,6 +99,9 @@ class Context:
     side: Side
     shared: dict[str, Tree]  # what `prepare` made of the parts that all layers share
     key: Array | None  # None = deterministic
+    layers_BT: tuple[Array, Array] | None = (
+        None  # (first, one past the last) that each token passes; None = all
+    )
 
 
 @struct.dataclass

@@ -10,7 +10,7 @@ from pallas_kernels.grouped_swiglu.api import grouped_swiglu
 from pallas_kernels.int8_matmul.api import int8_matmul, quantize_channels, quantize_rows, quantized_matmul
 from pallas_kernels.permute.api import permute, unpermute
 from pallas_kernels.segment_attention.api import segment_attention, segment_attention_with_lse
-from pallas_kernels.slot_attention.api import slot_attention, write_pages
+from pallas_kernels.slot_attention.api import slot_attention, write_page, write_pages
 from pallas_kernels.top_k_gate.api import Gates, top_k_gate
 from pallas_kernels.union_experts.api import expert_weights, union_experts
 
@@ -32,5 +32,6 @@ __all__ = [
     "top_k_gate",
     "union_experts",
     "unpermute",
+    "write_page",
     "write_pages",
 ]

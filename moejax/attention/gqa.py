@@ -45,10 +45,11 @@ class Gqa(Attention):
     def __post_init__(self):
         H, G, A = self.num_heads, self.num_kv_heads, self.head_width
         require(
-            G >= 1 and H % G == 0,
+            H >= 1 and G >= 1 and H % G == 0,
             f"attn.num_heads={H} must be a multiple of attn.num_kv_heads={G}; "
             "choose kv heads that divide the heads",
         )
+        require(A >= 1, f"attn.head_width={A} must be at least 1")
         require(
             A % 2 == 0 or self.rope_theta is None,
             f"attn.head_width={A} must be even, because rotary positions turn pairs",

@@ -172,9 +172,12 @@ class Mla(Attention):
         # Zeros and columns that nobody reads cost less than a copy of one half of the weight.
         padded_BTHA = jnp.pad(plain_BTHA, ((0, 0),) * 3 + ((0, self.value_width),))
         absorbed_BTHZ = weights.einsum("BTHA,ZHA->BTHZ", padded_BTHA, p["kv_up"])
-        q_BTHZ, k_BS1Z = jnp.concatenate([absorbed_BTHZ, turned_BTHA], axis=-1), row_BSZ[:, :, None]
+        q_BTHZ = jnp.concatenate([absorbed_BTHZ, turned_BTHA], axis=-1)
         # `mix` divides by the root of the width that it sees.
         q_BTHZ = scaled(q_BTHZ, (q_BTHZ.shape[-1] / self.key_width) ** 0.5)
-        o_BTHZ = mix(q_BTHZ, k_BS1Z, k_BS1Z[..., : self.kv_rank], rule)
+        # Pages have their one head already; a copy of the latents in them would cost more than it saves.
+        k_BS1Z = row_BSZ[:, :, None] if rule.flat is None else row_BSZ
+        v_BS1Z = k_BS1Z[..., : self.kv_rank] if rule.flat is None else k_BS1Z
+        o_BTHZ = mix(q_BTHZ, k_BS1Z, v_BS1Z, rule)[..., : self.kv_rank]
         o_BTHA = weights.einsum("BTHZ,ZHA->BTHA", o_BTHZ, p["kv_up"])
         return o_BTHA[..., self.plain_width :], Mixing(q_BTHZ, k_BS1Z, rule)

@@ -83,19 +83,24 @@ def write_pages(page_k_PGSA, page_v_PGSA, k_NGA, v_NGA, slot_N, position_N, page
     Raises:
       ValueError: shapes that do not fit.
     """
-    _check(k_NGA, page_k_PGSA, page_v_PGSA, slot_N, position_N, page_table_QJ)
-    if k_NGA.shape != v_NGA.shape or k_NGA.shape[1] != page_k_PGSA.shape[1]:
-        raise ValueError(
-            f"k is {k_NGA.shape}, v is {v_NGA.shape}, pages are {page_k_PGSA.shape}; expected [N, G, A]"
-        )
-    num_pages, page_size = page_k_PGSA.shape[0], page_k_PGSA.shape[2]
+    where = (slot_N, position_N, page_table_QJ)
+    return write_page(page_k_PGSA, k_NGA, *where), write_page(page_v_PGSA, v_NGA, *where)
+
+
+def write_page(page_PGSA, x_NGA, slot_N, position_N, page_table_QJ):
+    """As `write_pages`, of keys alone, or of whatever else has pages.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    _check(x_NGA, page_PGSA, page_PGSA, slot_N, position_N, page_table_QJ)
+    num_pages, num_heads, page_size, _ = page_PGSA.shape
+    if x_NGA.shape[1] != num_heads:
+        raise ValueError(f"rows are {x_NGA.shape}, pages are {page_PGSA.shape}; expected [N, G, A]")
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_size)
     page_N = page_table_QJ[jnp.where(live_N, slot_N, 0), jnp.where(live_N, position_N, 0) // page_size]
     page_N = jnp.where(live_N, page_N, num_pages)  # where nothing is
-    put = lambda page, x_NGA: page.at[page_N, :, position_N % page_size].set(
-        x_NGA.astype(page.dtype), mode="drop"
-    )
-    return put(page_k_PGSA, k_NGA), put(page_v_PGSA, v_NGA)
+    return page_PGSA.at[page_N, :, position_N % page_size].set(x_NGA.astype(page_PGSA.dtype), mode="drop")
 
 
 class _How(NamedTuple):

@@ -1,0 +1,121 @@
+"""The executor that computes: plans as columns of few sizes, the next one on its way before the last is read."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from moejax.config import require
+from moejax.ops.sampling import SamplingRows
+from moejax.serving import step as one_step
+from moejax.serving.causal import causal
+from moejax.serving.model import Model
+from moejax.serving.plan import Drawn, Executor, Plan, Result
+from moejax.serving.request import Sampling
+from moejax.serving.state import Job
+from moejax.serving.unroll import unrolled
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of what is compiled and allocated."""
+
+    num_slots: int = 64
+    num_pages: int = 1024
+    page_size: int = 16  # positions
+    rows: tuple[int, ...] = (1, 16, 64, 256, 1024)  # of a step; a plan takes the smallest that holds it
+    num_parked: int = 0  # rows that wait between layers, for layered schedulers
+
+    def __post_init__(self):
+        sizes = (self.num_slots, self.num_pages, self.page_size, *self.rows)
+        require(len(self.rows) > 0 and min(sizes) >= 1, f"{self} has a size below 1")
+        require(list(self.rows) == sorted(set(self.rows)), f"rows={self.rows} must grow")
+
+
+class Device(Executor):
+    """Runs plans of a model.
+
+    Args:
+      model: its form without dropped tokens is what runs.
+      settings: of the jobs, by id.
+      sizes: the cache has num_pages * page_size positions.
+    """
+
+    def __init__(self, model: Model, settings: Mapping[int, Sampling], sizes: Sizes):
+        self.model, self.settings, self.sizes = unrolled(causal(model)), settings, sizes
+        m = self.model.cfg
+        self.slot_pages = -(-model.context // sizes.page_size)
+        self._served = one_step.start(
+            m, sizes.num_slots, sizes.num_pages, sizes.page_size, max(sizes.num_parked, 1)
+        )
+        self._parked: dict[tuple[int, int], int] = {}  # by slot and position
+        self._flying: collections.deque = collections.deque()
+        self._start = time.monotonic()
+        self._done = self._start
+
+    def rows(self, count: int) -> int:
+        largest = self.sizes.rows[-1]
+        require(count <= largest, f"a step has at most {largest} rows, {count} were asked for")
+        return next(size for size in self.sizes.rows if size >= count)
+
+    def begin(self, job: Job, slot: int) -> None:
+        of = self.settings[job.id]
+        top_k = min(of.top_k, self.model.cfg.vocab)
+        numbers = (np.float32(of.temperature), np.int32(top_k), np.float32(of.top_p), np.uint32(of.seed))
+        self._served = one_step.begin(self._served, slot, SamplingRows(*numbers))
+
+    def submit(self, plan: Plan) -> None:
+        page_QP = np.full((self.sizes.num_slots, self.slot_pages), -1, np.int32)
+        page_QP[:, : plan.page_QP.shape[1]] = plan.page_QP
+        columns = one_step.Columns(
+            plan.token_J, plan.source_J, plan.slot_J, plan.pos_J, plan.first_J, plan.stop_J, plan.emit_J,
+            self._places(plan), page_QP,
+        )  # fmt: skip
+        m, sides = self.model.cfg, self.model.sides
+        self._served, written = one_step.step(
+            self.model.params, sides, self._served, columns, m=m, page_size=self.sizes.page_size
+        )
+        self._flying.append((plan, written))
+
+    def collect(self) -> Result:
+        plan, written = self._flying.popleft()
+        row_Y, token_Y, logprob_Y, load_L = (np.asarray(x) for x in jax.tree.leaves(written))
+        now = time.monotonic()
+        seconds, self._done = now - self._done, now
+        runs = [work.run for work in plan.works for _ in range(work.count)]
+        drawn = tuple(
+            Drawn(runs[row].job.id, runs[row].visit, int(token), float(logprob))
+            for row, token, logprob in zip(row_Y, token_Y, logprob_Y, strict=True)
+            if row < len(runs)
+        )
+        return Result(plan, drawn, seconds, int(load_L.sum()))
+
+    def now(self) -> float:
+        return time.monotonic() - self._start
+
+    def wait(self, until: float) -> None:
+        time.sleep(max(until - self.now(), 0.0))
+
+    def _places(self, plan: Plan) -> np.ndarray:
+        """A place for every row that is parked or was; the same one from its first layer to its last."""
+        place_J = np.full(len(plan.slot_J), max(self.sizes.num_parked, 1), np.int32)
+        (between,) = np.nonzero((plan.slot_J >= 0) & ((plan.first_J > 0) | (plan.stop_J < self.num_layers)))
+        for row in between:
+            key = (int(plan.slot_J[row]), int(plan.pos_J[row]))
+            if plan.first_J[row] == 0:
+                free = set(range(self.sizes.num_parked)) - set(self._parked.values())
+                require(
+                    len(free) > 0, f"more than num_parked={self.sizes.num_parked} rows are between layers"
+                )
+                self._parked[key] = min(free)
+            place_J[row] = self._parked[key]
+            if plan.stop_J[row] == self.num_layers:
+                del self._parked[key]
+        return place_J
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.cfg.num_layers
