@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from moejax import specs as sp
+from moejax.errors import UsageError
 from moejax.interop.hf import families
 from moejax.interop.hf.family import Family
 from moejax.interop.hf.fields import BOOKKEEPING, Fields
@@ -38,7 +39,10 @@ def describe(config: dict[str, Any], where: str) -> Description:
     """
     family = families.of_config(config, where)
     fields = Fields(config, where)
-    model = family.read(fields)
+    try:
+        model = family.read(fields)
+    except ArithmeticError as error:
+        raise UsageError(f"{where}: a number in it divides by 0 or overflows: {error}; correct it") from error
     context = fields.context
     fields.done()
     return Description(family, model, context, config)
