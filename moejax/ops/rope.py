@@ -141,7 +141,7 @@ class Yarn:
     def __post_init__(self):
         require(self.factor > 0, f"rope_scaling.factor={self.factor} must be positive")
         require(
-            0 < self.slow < self.fast,
+            0 < self.slow <= self.fast,
             f"rope_scaling.slow={self.slow} must lie between 0 and rope_scaling.fast={self.fast}",
         )
 

@@ -50,6 +50,17 @@ CASES = {
         },
         9,
     ),
+    "yarn_kimi_k2": (
+        Yarn(32.0, original=4096, fast=1.0, slow=1.0),
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "beta_fast": 1.0,
+            "beta_slow": 1.0,
+        },
+        9,
+    ),
     "yarn_of_short_texts": (
         Yarn(4.0, original=12, fast=2.0, slow=1.5),
         {

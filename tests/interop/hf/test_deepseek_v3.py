@@ -88,6 +88,15 @@ def test_the_released_model_has_as_many_parameters_as_its_paper_says(caplog):
     assert "layers that predict the token after the next are not read" in caplog.text
 
 
+def test_a_model_with_a_name_of_its_own_is_known_by_its_architecture():
+    """Kimi K2: a trillion parameters, 32 billion of which a token passes, but for the embedding."""
+    rope = WHOLE["rope_scaling"] | {"beta_fast": 1.0, "beta_slow": 1.0, "factor": 32.0}
+    experts = {"n_routed_experts": 384, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.827}
+    sizes = {"vocab_size": 163840, "num_attention_heads": 64, "num_key_value_heads": 64}
+    own = {"model_type": "kimi_k2", "first_k_dense_replace": 1, "num_nextn_predict_layers": 0}
+    assert test_deepseek_v2.billions(WHOLE | own | experts | sizes | {"rope_scaling": rope}) == (1026.4, 32.9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
