@@ -93,13 +93,19 @@ def _memory() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
+def _bound_memory(limit: int) -> None:
+    """Let allocations fail beyond `limit` bytes, or where whoever started the process wants it earlier."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(
+        resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
+
+
 def main() -> None:
     """Answer until standard input ends."""
-    bounded = sys.platform == "linux"  # elsewhere the address space of a process cannot be bounded
     for line in sys.stdin:
-        if bounded:
-            limit = _memory() + MEMORY + MEMORY_PER_BYTE * len(line)
-            resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+        if sys.platform == "linux":  # elsewhere the address space of a process cannot be bounded
+            _bound_memory(_memory() + MEMORY + MEMORY_PER_BYTE * len(line))
         signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_BYTE * len(line))
         reply = json.dumps(answer(line))
         signal.setitimer(signal.ITIMER_PROF, 0)
