@@ -1,11 +1,10 @@
 """The loop that serves: plan, run, commit. It knows no model, no clock and no device; an executor does."""
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Iterator
 
 from moejax.config import require
-from moejax.serving.plan import Drawn, Executor, Plan, Result, Scheduler, make_plan
+from moejax.serving.plan import Drawn, Executor, Result, Scheduler, make_plan
 from moejax.serving.state import Job, ServeState
 
 
@@ -30,19 +29,18 @@ def serve(
     """Run every job to its end.
 
     Args:
-      jobs: in the order of their arrival; looked at when their time has come.
+      jobs: in the order of their arrival; taken when their time has come.
       ends: tokens after which a text is over.
       ahead: steps that are submitted before the result of the one before them is looked at.
 
     Raises:
-      UsageError: a job is larger than the whole cache.
+      UsageError: a job is larger than the whole cache, or the scheduler lets requests wait for nothing.
     """
     scheduler.start(state)
-    arriving, flying, begun = collections.deque(jobs), 0, -1
-    number = 0
-    while arriving or state.waiting or state.running or flying:
-        while arriving and arriving[0].arrival <= executor.now():
-            _queue(arriving.popleft(), state)
+    arriving, flying, begun, number = _Arrivals(jobs), 0, -1, 0
+    while arriving.next or state.waiting or state.running or flying:
+        for job in arriving.until(executor.now()):
+            _queue(job, state)
         works = scheduler.plan(state, executor.now())
         for run in state.running.values():
             if run.visit > begun:
@@ -56,7 +54,22 @@ def serve(
             flying -= 1
             yield commit(executor.collect(), state, ends, executor.now())
         elif not works:
-            executor.wait(arriving[0].arrival)
+            stuck = len(state.waiting) + len(state.running)
+            require(stuck == 0, f"{scheduler} plans nothing while {stuck} requests wait for it")
+            executor.wait(arriving.next.arrival)
+
+
+class _Arrivals:
+    """Jobs on their way, of which only the next one is looked at."""
+
+    def __init__(self, jobs: Iterable[Job]):
+        self._jobs = iter(jobs)
+        self.next = next(self._jobs, None)
+
+    def until(self, now: float) -> Iterator[Job]:
+        while self.next is not None and self.next.arrival <= now:
+            yield self.next
+            self.next = next(self._jobs, None)
 
 
 def _queue(job: Job, state: ServeState) -> None:
@@ -71,7 +84,6 @@ def _queue(job: Job, state: ServeState) -> None:
 
 def commit(result: Result, state: ServeState, ends: frozenset[int], now: float) -> Step:
     """Note what a step wrote. Tokens of a request that has left its slot since then count for nothing."""
-    _publish(result.plan, state)
     written, finished = [], []
     for drawn in result.drawn:
         run = state.running.get(drawn.job)
@@ -87,11 +99,3 @@ def commit(result: Result, state: ServeState, ends: frozenset[int], now: float) 
             finished.append((run.job, "length"))
             state.finish(run)
     return Step(result, tuple(written), tuple(finished), now)
-
-
-def _publish(plan: Plan, state: ServeState) -> None:
-    """Let others find the pages that the step has filled in every layer."""
-    for work in plan.works:
-        run = state.running.get(work.run.job.id)
-        if run is work.run and work.stop == state.num_layers:
-            state.pages.publish(run.text[: work.start + work.count], run.pages)

@@ -1,15 +1,19 @@
 """Which page of the cache holds what: pages with counted users, shared where texts begin alike.
 
 Efficient Memory Management for Large Language Model Serving with PagedAttention (Kwon et al. 2023,
-arXiv 2309.06180). A page holds the keys and values of `size` positions in all layers. A page that is full and
-whose content is known stays findable by the text that leads up to its end, also when nobody uses it any more,
-until its room is needed: the one unused for longest goes first.
+arXiv 2309.06180). A page holds the keys and values of `size` positions in all layers. A page that is full has
+a name, a digest of the whole text that leads up to its end, and stays findable by it also when nobody uses it
+any more, until its room is needed: the one unused for longest goes first.
 """
 
+import array
 import collections
-from collections.abc import Hashable, Sequence
+import hashlib
+from collections.abc import Sequence
 
 from moejax.config import require
+
+DIGEST = 16  # bytes; long enough that no two texts ever meet, by chance or by design
 
 
 class Pages:
@@ -26,8 +30,8 @@ class Pages:
         self.count, self.size, self.sharing = count, size, sharing
         self._free = list(range(count - 1, -1, -1))
         self._users = collections.Counter()
-        self._page_of: dict[Hashable, int] = {}  # by the text up to its end
-        self._text_of: dict[int, Hashable] = {}
+        self._page_of: dict[bytes, int] = {}  # by name
+        self._name_of: dict[int, bytes] = {}
         self._idle: collections.OrderedDict[int, None] = collections.OrderedDict()  # findable, without users
 
     @property
@@ -52,14 +56,18 @@ class Pages:
         self._users.update(taken)
         return taken
 
-    def find(self, tokens: Sequence[int]) -> list[int]:
-        """The pages that hold the beginning of a text, as many as there are; each has one user more.
+    def extend_names(self, names: list[bytes], text: Sequence[int]) -> None:
+        """Add to the names of a text's first pages those of all pages that it fills."""
+        for start in range(len(names) * self.size, len(text) - self.size + 1, self.size):
+            page = array.array("q", text[start : start + self.size]).tobytes()
+            before = names[-1] if names else b""
+            names.append(hashlib.blake2b(before + page, digest_size=DIGEST).digest())
 
-        The last token's own page is never among them: somebody has to compute what follows it.
-        """
+    def find(self, names: Sequence[bytes]) -> list[int]:
+        """The pages of the beginning of a text, as many as there are; each has one user more."""
         found = []
-        for text in self._texts(tokens[:-1]) if self.sharing else ():
-            page = self._page_of.get(text)
+        for name in names if self.sharing else ():
+            page = self._page_of.get(name)
             if page is None:
                 break
             self._idle.pop(page, None)
@@ -67,22 +75,10 @@ class Pages:
             found.append(page)
         return found
 
-    def known(self, tokens: Sequence[int]) -> int:
-        """Positions of a text that `find` would find now; nothing is taken."""
-        count = 0
-        for text in self._texts(tokens[:-1]) if self.sharing else ():
-            if text not in self._page_of:
-                break
-            count += 1
-        return count * self.size
-
-    def publish(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
-        """Make findable those of `pages` that are full; they hold `tokens`, in every layer."""
-        if not self.sharing:
-            return
-        for text, page in zip(self._texts(tokens), pages, strict=False):
-            if text not in self._page_of and page not in self._text_of:
-                self._page_of[text], self._text_of[page] = page, text
+    def publish(self, name: bytes, page: int) -> None:
+        """Make a page findable, unless another one of that name is."""
+        if self.sharing and name not in self._page_of and page not in self._name_of:
+            self._page_of[name], self._name_of[page] = page, name
 
     def release(self, pages: Sequence[int]) -> None:
         """One user less for each; the end of a text is let go before its beginning."""
@@ -90,19 +86,12 @@ class Pages:
             self._users[page] -= 1
             if self._users[page] == 0:
                 del self._users[page]
-                if page in self._text_of:
+                if page in self._name_of:
                     self._idle[page] = None
                 else:
                     self._free.append(page)
 
-    def _texts(self, tokens: Sequence[int]):
-        """A name for the text up to the end of each full page: the page's tokens and the name before it."""
-        text = None
-        for end in range(self.size, len(tokens) + 1, self.size):
-            text = (text and hash(text), tuple(tokens[end - self.size : end]), end)
-            yield text
-
     def _evict(self) -> int:
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._text_of.pop(page)]
+        del self._page_of[self._name_of.pop(page)]
         return page

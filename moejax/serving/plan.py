@@ -95,36 +95,54 @@ def make_plan(id: int, works: Sequence[Work], state: ServeState, num_rows: int) 
     """The columns of `works` in a step of `num_rows` rows.
 
     Raises:
-      UsageError: the works have more rows than that.
+      UsageError: the works have more rows than that, or one is of a request that has no slot any more.
     """
     total = sum(work.count for work in works)
     require(total <= num_rows, f"a step of {num_rows} rows cannot take {total}; lower the scheduler's budget")
-    column = lambda fill, dtype=np.int32: np.full(num_rows, fill, dtype)
-    plan = Plan(
-        id, column(0), column(TOKEN), column(-1), column(0), column(0), column(0), column(False, bool),
-        _page_table(state), tuple(works),
-    )  # fmt: skip
-    at = 0
     for work in works:
-        _fill(plan, slice(at, at + work.count), work, state.num_layers)
-        at += work.count
-    return plan
+        here = state.running.get(work.run.job.id) is work.run
+        require(
+            here, f"request {work.run.job.id} is part of a step and has left its slot; write before you read"
+        )
+    start_W, count_W, first_W, stop_W, slot_W, given_W, known_W = np.array(
+        [(*work[1:], work.run.slot, work.run.given, len(work.run.text)) for work in works], np.int32
+    ).reshape(-1, 7).T  # fmt: skip
+    column = lambda x_W, fill=0: _padded(np.repeat(x_W, count_W), num_rows, fill)
+    begin_W = np.cumsum(count_W) - count_W
+    pos_J = np.arange(num_rows, dtype=np.int32) + column(start_W - begin_W)
+    pos_J[total:] = 0
+    first_J, stop_J = column(first_W), column(stop_W)
+    source_J = np.where(first_J > 0, PARKED, np.where(pos_J < column(known_W, fill=1), TOKEN, LAST))
+    return Plan(
+        id=id,
+        token_J=_tokens(works, num_rows),
+        source_J=source_J.astype(np.int32),
+        slot_J=column(slot_W, fill=-1),
+        pos_J=pos_J,
+        first_J=first_J,
+        stop_J=stop_J,
+        emit_J=(pos_J >= column(given_W, fill=1) - 1) & (stop_J == state.num_layers),
+        page_QP=_page_table(state),
+        works=tuple(works),
+    )
 
 
-def _fill(plan: Plan, rows: slice, work: Work, num_layers: int) -> None:
-    run, positions = work.run, np.arange(work.start, work.start + work.count)
-    known = run.text[work.start : work.start + work.count]
-    plan.token_J[rows][: len(known)] = known
-    source = np.where(positions < len(run.text), TOKEN, LAST)
-    plan.source_J[rows] = source if work.first == 0 else PARKED
-    plan.slot_J[rows], plan.pos_J[rows] = run.slot, positions
-    plan.first_J[rows], plan.stop_J[rows] = work.first, work.stop
-    plan.emit_J[rows] = (positions >= run.given - 1) & (work.stop == num_layers)
+def _padded(x_R: np.ndarray, num_rows: int, fill: int) -> np.ndarray:
+    padded_J = np.full(num_rows, fill, np.int32)
+    padded_J[: len(x_R)] = x_R
+    return padded_J
+
+
+def _tokens(works: Sequence[Work], num_rows: int) -> np.ndarray:
+    tokens: list[int] = []
+    for run, start, count, _, _ in works:
+        known = run.text[start : start + count]
+        tokens += known
+        tokens += [0] * (count - len(known))
+    return _padded(np.array(tokens, np.int32), num_rows, 0)
 
 
 def _page_table(state: ServeState) -> np.ndarray:
-    longest = max((len(run.pages) for run in state.running.values()), default=0)
-    table_QP = np.full((state.num_slots, max(longest, 1)), -1, np.int32)
-    for run in state.running.values():
-        table_QP[run.slot, : len(run.pages)] = run.pages
-    return table_QP
+    """A copy, because steps run while pages change hands; as wide as the longest request needs."""
+    longest = max((len(run.pages) for run in state.running.values()), default=1)
+    return state.page_QP[:, :longest].copy()

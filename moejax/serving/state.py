@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from moejax.config import require
 from moejax.serving.pages import Pages
 
@@ -22,7 +24,7 @@ class Job:
     arrival: float = 0.0  # seconds
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Running:
     """A job that has a slot."""
 
@@ -30,14 +32,18 @@ class Running:
     slot: int
     visit: int  # number of the admission; tells this stay in a slot from an earlier one of the same job
     pages: list[int]
+    names: list[bytes]  # of the pages that the known text fills
     text: list[int]  # prompt, and the tokens that are known to have come
     given: int  # tokens of the text that were there at admission
     shared: int  # positions that were found in the cache
-    planned: int  # positions that steps were asked to write, found ones included
+    planned: int  # positions that steps were asked to take through all layers, found ones included
+    parked: int = 0  # positions after those that were taken through some layers,
+    depth: int = 0  # namely so many
+    public: int = 0  # pages that others can find
 
     @property
     def left(self) -> int:
-        """Positions of the given text that no step was asked for."""
+        """Positions of the given text that no step was asked to take through all layers."""
         return max(self.given - self.planned, 0)
 
     @property
@@ -71,42 +77,113 @@ class ServeState:
         self.waiting: collections.deque[Job] = collections.deque()
         self.running: dict[int, Running] = {}  # by id of the job, in the order of admission
         self.memo: Any = None  # whatever the scheduler keeps between steps
+        self.page_QP = np.full((num_slots, 1), -1, np.int32)  # pages of every slot, in order; -1 = none
         self._slots = list(range(num_slots - 1, -1, -1))
         self._visits = 0
         self._written: dict[int, list[int]] = {}  # of jobs that wait again
+        self._names: dict[int, list[bytes]] = {}  # of the pages of jobs that were considered
+
+    @property
+    def free_slots(self) -> int:
+        """Requests that could begin to run, were there pages."""
+        return len(self._slots)
 
     def fits(self, job: Job) -> bool:
         """Whether the cache could ever hold the job."""
         return self.pages.needed(len(job.prompt) + job.max_new - 1) <= self.pages.count
 
-    def admit(self, job: Job) -> Running | None:
-        """Give a waiting job a slot and pages for its text; None if there is no room now."""
+    def admit(self, job: Job, spare: int = 0) -> Running | None:
+        """Give a waiting job a slot and pages for its text; None if there is no room now.
+
+        Pages of other requests are found as soon as a step was asked to fill them, because steps run in
+        order, and every layer of a step writes before it reads.
+
+        Args:
+          spare: pages that must stay available if others run.
+        """
         if not self._slots:
             return None
         text = [*job.prompt, *self._written.get(job.id, ())]
-        found = self.pages.find(text)
-        more = self.pages.take(self.pages.needed(len(text)) - len(found))
+        names = self._names.setdefault(job.id, [])
+        if self.pages.sharing:
+            self.pages.extend_names(names, text)
+        # Not the last token's own page: somebody has to compute what follows it.
+        found = self.pages.find(names[: (len(text) - 1) // self.pages.size])
+        missing = self.pages.needed(len(text)) - len(found)
+        roomy = not self.running or missing + spare <= self.pages.available
+        more = self.pages.take(missing) if roomy else None
         if more is None:
             self.pages.release(found)
             return None
-        shared = len(found) * self.pages.size
-        run = Running(job, self._slots.pop(), self._visits, found + more, text, len(text), shared, shared)
+        return self._begin(job, found + more, text, len(found) * self.pages.size)
+
+    def _begin(self, job: Job, pages: list[int], text: list[int], shared: int) -> Running:
+        names = self._names.pop(job.id)
+        run = Running(job, self._slots.pop(), self._visits, [], names, text, len(text), shared, shared)
+        run.public = shared // self.pages.size
+        self._give(run, pages)
         self._visits += 1
         self.waiting.remove(job)
         self.running[job.id] = run
         return run
 
-    def decodable(self) -> Iterator[Running]:
-        """Requests whose next position is a written token's, earliest first, while more may come."""
-        for run in list(self.running.values()):
-            if run.job.id in self.running and not run.left and run.asked < run.job.max_new:
-                yield run
+    def rows(self, run: Running, count: int, stop: int | None = None) -> Work:
+        """The next `count` positions of a request, up to layer `stop`, which from now on count as planned.
 
-    def rows(self, run: Running, count: int, first: int = 0, stop: int | None = None) -> Work:
-        """The next `count` positions of a request, which from now on count as planned."""
-        work = Work(run, run.planned, count, first, self.num_layers if stop is None else stop)
+        Positions that stop before the last layer are parked, and have to be taken on together.
+        """
+        stop = self.num_layers if stop is None else stop
+        require(count == run.parked or not run.depth, f"{run.parked} positions are parked, not {count}")
+        work = Work(run, run.planned, count, run.depth, stop)
+        if stop < self.num_layers:
+            run.parked, run.depth = count, stop
+            return work
+        run.parked = run.depth = 0
         run.planned += count
+        if self.pages.sharing and run.planned // self.pages.size > run.public:
+            self._publish(run)
         return work
+
+    def _publish(self, run: Running) -> None:
+        """Let others find the pages that are full, as far as their text is known."""
+        self.pages.extend_names(run.names, run.text)
+        full = min(run.planned // self.pages.size, len(run.names))
+        for at in range(run.public, full):
+            self.pages.publish(run.names[at], run.pages[at])
+        run.public = full
+
+    def write(self) -> list[Work]:
+        """A row for every request whose next position is a written token's, earliest first.
+
+        To be called before other work of the step: what it preempts must not be part of the step.
+        """
+        works = []
+        for run in list(self.running.values()):
+            writes = run.planned >= run.given and run.asked < run.job.max_new
+            if writes and self.running.get(run.job.id) is run and self.reserve(run):
+                works.append(self.rows(run, 1))
+        return works
+
+    def read(self, room: int, spare: int = 0, admits: bool = True) -> list[Work]:
+        """Up to `room` positions of prompts, as `prompts` picks them."""
+        return [self.rows(run, count) for run, count in self.prompts(room, spare, admits)]
+
+    def prompts(self, room: int, spare: int = 0, admits: bool = True) -> Iterator[tuple[Running, int]]:
+        """Up to `room` positions of prompts: of those that have begun, then of those that wait, in order.
+
+        Args:
+          spare: pages that every admission leaves available.
+          admits: begin with new ones.
+        """
+        for run in list(self.running.values()):
+            if run.left and room:
+                count = min(run.left, room)
+                room -= count
+                yield run, count
+        while admits and room and self.waiting and (run := self.admit(self.waiting[0], spare)):
+            count = min(run.left, room)
+            room -= count
+            yield run, count
 
     def reserve(self, run: Running) -> bool:
         """Pages for the next position of `run`; takes them from the latest others, who wait again.
@@ -114,18 +191,21 @@ class ServeState:
         Returns False if the latest was `run` itself.
         """
         missing = self.pages.needed(run.planned + 1) - len(run.pages)
-        while (taken := self.pages.take(max(missing, 0))) is None:
-            latest = max(self.running.values(), key=lambda other: other.visit)
+        if missing <= 0:
+            return True
+        while (taken := self.pages.take(missing)) is None:
+            latest = next(reversed(self.running.values()))
             self.preempt(latest)
             if latest is run:
                 return False
-        run.pages += taken
+        self._give(run, taken)
         return True
 
     def preempt(self, run: Running) -> None:
         """Let a request wait again, first in the queue; what it wrote becomes part of what it reads."""
         self._leave(run)
         self._written[run.job.id] = run.text[len(run.job.prompt) :]
+        self._names[run.job.id] = run.names
         self.waiting.appendleft(run.job)
 
     def finish(self, run: Running) -> None:
@@ -133,7 +213,17 @@ class ServeState:
         self._leave(run)
         self._written.pop(run.job.id, None)
 
+    def _give(self, run: Running, pages: list[int]) -> None:
+        start, stop = len(run.pages), len(run.pages) + len(pages)
+        if stop > (width := self.page_QP.shape[1]):
+            self.page_QP = np.pad(
+                self.page_QP, ((0, 0), (0, max(stop, 2 * width) - width)), constant_values=-1
+            )
+        self.page_QP[run.slot, start:stop] = pages
+        run.pages += pages
+
     def _leave(self, run: Running) -> None:
         del self.running[run.job.id]
+        self.page_QP[run.slot] = -1
         self.pages.release(run.pages)
         self._slots.append(run.slot)

@@ -19,16 +19,4 @@ class Fcfs(Scheduler):
         require(self.max_rows >= 1, f"scheduler.max_rows={self.max_rows} must be at least 1")
 
     def plan(self, state: ServeState, now: float) -> list[Work]:
-        return self._read(state) or [state.rows(run, 1) for run in state.decodable() if state.reserve(run)]
-
-    def _read(self, state: ServeState) -> list[Work]:
-        """As many of the prompts as fit."""
-        works, room = [], self.max_rows
-        for run in list(state.running.values()):
-            if run.left and room:
-                works.append(state.rows(run, min(run.left, room)))
-                room -= works[-1].count
-        while room and state.waiting and (run := state.admit(state.waiting[0])):
-            works.append(state.rows(run, min(run.left, room)))
-            room -= works[-1].count
-        return works
+        return state.read(self.max_rows) or state.write()
