@@ -2,10 +2,10 @@
 
 DistServe: Disaggregating Prefill and Decoding for Goodput-optimized Large Language Model Serving (Zhong et
 al. 2024, arXiv 2401.09670), algorithms 1 and 2. Goodput is the highest rate at which the wanted share of
-requests meets both targets; what counts is goodput per device. Each phase has its own tensor (tp) and pipeline (pp)
-parallelism. Where nodes are well connected the phases are planned apart, each against its own target, and
-replicated to the rate. Where they are not, the halves of prefill and decode that hold the same layers share a
-node, and both phases are planned together.
+requests meets both targets; what counts is goodput per device. Each phase has its own tensor (tp) and
+pipeline (pp) parallelism. Where nodes are well connected the phases are planned apart, each against its own
+target, and replicated to the rate. Where they are not, the parts of prefill and decode that hold the same
+layers share a node, and both phases are planned together.
 
 Differs from the paper: fetching keys and values takes time (see `pool_simulator`), and `search_counts` also
 tries several instances of one phase per instance of the other.

@@ -1,5 +1,6 @@
 """The planner of pools: published arithmetic, then its choices against all choices."""
 
+import dataclasses
 import itertools
 import math
 
@@ -33,7 +34,7 @@ def test_replicas_by_hand():
 
 
 def test_goodput_of_a_queue_by_hand():
-    """Every second prompt of two that come together waits 1 s more; the pairs are 10 s apart at 0.2 per second."""
+    """Prompts of 1 s come in pairs: the second waits for the first, and at high rates for the pair before."""
     pairs = draw(np.array([[1, 1]]), 20)
     pairs = type(pairs)(np.repeat(np.arange(10.0), 2), pairs.prompt, pairs.output)
     slow = Pools(Instance(Latency(PrefillTime(1, 0, 0), DecodeTime(1, 0, 0))), None, saturation=1)
@@ -100,15 +101,10 @@ def test_together_every_pair_is_tried():
 
 def test_slow_links_cost_goodput():
     pair = A100.instance(ONE, 1, 1), A100.instance(ONE, 1, 1)
+    clusters = (dataclasses.replace(A100, bandwidth=bandwidth) for bandwidth in (300e9, 1e9))
     fast, slow = (
-        pool_planner.search_counts(
-            Cluster(1, 2, 80 * GIB, 26 * GIB, A100.token, bandwidth=bandwidth),
-            pair,
-            [(1, 1)],
-            CHAT,
-            Slo(0.4, 0.06),
-        ).per_device
-        for bandwidth in (300e9, 1e9)
+        pool_planner.search_counts(cluster, pair, [(1, 1)], CHAT, Slo(0.4, 0.06)).per_device
+        for cluster in clusters
     )
     assert slow < 0.9 * fast
 

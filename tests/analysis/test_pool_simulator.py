@@ -40,7 +40,7 @@ def test_long_prompts_run_alone():
 
 
 def test_decoding_waits_for_room_and_prefill_for_decoding():
-    """Room for one text of 12 tokens at a time: the second is fetched when the first is over, at 0.1 + 2 s."""
+    """Room for one text of 12 tokens: the second is fetched when the first is over, at 0.1 + 2 s."""
     small = Instance(SECOND, room=12)
     rows = (0.0, 10, 3), (0.0, 10, 3), (0.0, 10, 1)
     found = simulate(Pools(small, small, saturation=1), requests(*rows))
