@@ -99,11 +99,8 @@ def make_plan(id: int, works: Sequence[Work], state: ServeState, num_rows: int) 
     """
     total = sum(work.count for work in works)
     require(total <= num_rows, f"a step of {num_rows} rows cannot take {total}; lower the scheduler's budget")
-    for work in works:
-        here = state.running.get(work.run.job.id) is work.run
-        require(
-            here, f"request {work.run.job.id} is part of a step and has left its slot; write before you read"
-        )
+    gone = [work.run.job.id for work in works if state.running.get(work.run.job.id) is not work.run]
+    require(not gone, f"requests {gone} are part of a step and have left their slots; write before you read")
     start_W, count_W, first_W, stop_W, slot_W, given_W, known_W = np.array(
         [(*work[1:], work.run.slot, work.run.given, len(work.run.text)) for work in works], np.int32
     ).reshape(-1, 7).T  # fmt: skip

@@ -35,6 +35,7 @@ class Running:
     names: list[bytes]  # of the pages that the known text fills
     text: list[int]  # prompt, and the tokens that are known to have come
     given: int  # tokens of the text that were there at admission
+    end: int  # positions that have to pass all layers; what the last token says is never read
     shared: int  # positions that were found in the cache
     planned: int  # positions that steps were asked to take through all layers, found ones included
     parked: int = 0  # positions after those that were taken through some layers,
@@ -45,11 +46,6 @@ class Running:
     def left(self) -> int:
         """Positions of the given text that no step was asked to take through all layers."""
         return max(self.given - self.planned, 0)
-
-    @property
-    def asked(self) -> int:
-        """Tokens that steps were asked for, those before this stay included."""
-        return self.given - len(self.job.prompt) + max(self.planned - self.given + 1, 0)
 
 
 class Work(NamedTuple):
@@ -119,7 +115,8 @@ class ServeState:
 
     def _begin(self, job: Job, pages: list[int], text: list[int], shared: int) -> Running:
         names = self._names.pop(job.id)
-        run = Running(job, self._slots.pop(), self._visits, [], names, text, len(text), shared, shared)
+        end = len(job.prompt) + job.max_new - 1
+        run = Running(job, self._slots.pop(), self._visits, [], names, text, len(text), end, shared, shared)
         run.public = shared // self.pages.size
         self._give(run, pages)
         self._visits += 1
@@ -159,8 +156,8 @@ class ServeState:
         """
         works = []
         for run in list(self.running.values()):
-            writes = run.planned >= run.given and run.asked < run.job.max_new
-            if writes and self.running.get(run.job.id) is run and self.reserve(run):
+            writes = run.given <= run.planned < run.end and self.running.get(run.job.id) is run
+            if writes and self.reserve(run):
                 works.append(self.rows(run, 1))
         return works
 

@@ -2,8 +2,8 @@
 
 From Tokens to Layers: Redefining Stall-Free Scheduling for LLM Serving with Layered Prefill (2025, arXiv
 2510.08055). Chunks of c tokens walk a prompt of P tokens through all layers P / c times, and every time
-nearly all experts are loaded. Instead a cohort of prompts, P new tokens in all, passes one of G groups of layers in
-each step, while those that write pass all layers in every step:
+nearly all experts are loaded. Instead a cohort of prompts, P new tokens in all, passes one of G groups of
+layers in each step, while those that write pass all layers in every step:
     G(P) = max(1, ceil(P / unit)), at most L
 With cov(n) the share of a layer's experts that n tokens meet and D writers, expert loads per layer are
     chunks: G E cov(c + D)    layers: E cov(P + D) + (G - 1) E cov(D)
