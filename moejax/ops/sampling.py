@@ -1,8 +1,10 @@
-"""From logits to a token; every row has its own settings and its own noise."""
+"""From logits to a token, and how likely it was; every row has its own settings and its own noise."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+TOP = 20  # most likely tokens whose log-probabilities are told
 
 
 @struct.dataclass
@@ -13,6 +15,7 @@ class SamplingRows:
     top_k_B: jax.Array  # i32; 0 keeps all
     top_p_B: jax.Array  # f32; 1 keeps all
     seed_B: jax.Array  # u32
+    min_p_B: jax.Array  # f32; 0 keeps all
 
 
 def sample(logits_BV, settings: SamplingRows, pos_B):
@@ -32,10 +35,36 @@ def sample(logits_BV, settings: SamplingRows, pos_B):
             lambda: narrow(scaled_BV, settings.top_k_B, settings.top_p_B),
             lambda: scaled_BV,
         )
+        likely_BV = scaled_BV >= jnp.log(settings.min_p_B)[:, None]  # the most likely one is at 0
+        kept_BV = jnp.where(likely_BV, kept_BV, -jnp.inf)
         drawn_B = jnp.argmax(kept_BV + noise(settings.seed_B, pos_B, kept_BV.shape[-1]), axis=-1)
         return jnp.where(hot_B, drawn_B.astype(jnp.int32), greedy_B)
 
     return jax.lax.cond(jnp.any(hot_B), draw, lambda: greedy_B)
+
+
+@struct.dataclass
+class Likelihoods:
+    """Log-probabilities (nats) by the model itself: of a token, and of the most likely ones in its place."""
+
+    log_prob_B: jax.Array  # f32
+    top_token_BK: jax.Array  # i32; K is TOP, or the whole vocabulary if that is less
+    top_log_prob_BK: jax.Array  # f32, falling
+
+
+def likelihoods(logits_BV, token_B, wanted) -> Likelihoods:
+    """What the model thought of `token_B`; zeros, at no cost, unless the bool scalar `wanted`."""
+
+    def known():
+        total_B1 = jax.nn.logsumexp(logits_BV, axis=-1, keepdims=True)
+        own_B1 = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)
+        top_BK, top_token_BK = jax.lax.top_k(logits_BV, min(TOP, logits_BV.shape[-1]))
+        return Likelihoods((own_B1 - total_B1)[:, 0], top_token_BK, top_BK - total_B1)
+
+    def unknown():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(known))
+
+    return jax.lax.cond(wanted, known, unknown)
 
 
 def narrow(logits_BV, top_k_B, top_p_B):

@@ -7,12 +7,14 @@ from typing import Any, Unpack
 
 from moejax.config import require
 from moejax.errors import UsageError
-from moejax.serving.generate import Completion, generate
+from moejax.serving.completion import Completion
+from moejax.serving.generate import generate
 from moejax.serving.request import (
     Request,
     RequestError,
     Sampling,
     SamplingOptions,
+    is_per_prompt,
     make_request,
     refuse_unless,
 )
@@ -47,7 +49,7 @@ def chat(
     >>> moejax.chat(model, question).text  # doctest: +SKIP
     'The capital of France is Paris.'
     """
-    many = [name for name, value in sampling.items() if isinstance(value, list | tuple)]
+    many = [name for name, value in sampling.items() if is_per_prompt(name, value)]
     require(not many, f"{', '.join(many)} is a list, but there is one conversation; give one value")
     prompt = prompt_of(model, messages, variables)
     return generate(model, [prompt], batch_rows=1, recorder=recorder, **sampling)[0]

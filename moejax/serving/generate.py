@@ -7,6 +7,7 @@ a request meets, and with them its text, do not depend on the other requests.
 import collections
 import dataclasses
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Unpack
 
@@ -16,15 +17,17 @@ import numpy as np
 from flax import struct
 
 from moejax.model import forward as decoder
-from moejax.ops.sampling import SamplingRows, sample
+from moejax.ops.sampling import Likelihoods, SamplingRows, likelihoods, sample
 from moejax.seams import Batch
 from moejax.serving.causal import causal
+from moejax.serving.completion import Completion, Likelihood, Writer
 from moejax.serving.request import (
     Request,
     RequestError,
     Sampling,
     SamplingOptions,
     make_request,
+    per_prompt,
     refuse_unless,
 )
 from moejax.serving.unroll import unrolled
@@ -34,16 +37,6 @@ MIN_PROMPT = 32
 MIN_CACHE = 256
 STEPS = 16  # tokens per row that one call decodes; the host looks in between
 MAX_ROWS = 8  # of a group, unless the caller says otherwise
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What the model wrote after one prompt."""
-
-    text: str  # "" if the model has no tokenizer
-    tokens: tuple[int, ...]  # without the end token
-    finish_reason: str  # stop: the model ended the text | length: max_tokens or the context did
-    prompt_tokens: int  # the begin token included
 
 
 @struct.dataclass
@@ -57,12 +50,19 @@ class Rows:
     left_B: jax.Array  # i32; tokens that may still come
     stopped_B: jax.Array  # bool; an end token came
     settings: SamplingRows
+    likely: jax.Array  # bool; somebody wants likelihoods
+    likelihoods: Likelihoods | None = None  # of `token_B`
     probe: Any = struct.field(pytree_node=False, default=None)  # of the forward passes
 
     @property
     def active_B(self):
         """Rows that are not finished."""
         return ~self.stopped_B & (self.left_B > 0)
+
+    @property
+    def drawn(self):
+        """(token_B, likelihoods) as they were drawn last."""
+        return self.token_B, self.likelihoods
 
 
 def generate(
@@ -96,7 +96,7 @@ def generate(
     (5, 'length', 5)
     """
     refuse_unless(not isinstance(prompts, str), "prompts is one text; give a list of texts", "prompts")
-    columns = {name: _per_prompt(name, value, len(prompts)) for name, value in sampling.items()}
+    columns = {name: per_prompt(name, value, len(prompts)) for name, value in sampling.items()}
     requests = []
     for i, prompt in enumerate(prompts):
         try:
@@ -108,15 +108,6 @@ def generate(
     return [completions[i] for i in range(len(requests))]
 
 
-def _per_prompt(name: str, value, count: int) -> Sequence:
-    known = [field.name for field in dataclasses.fields(Sampling)]
-    refuse_unless(name in known, f"{name} is no setting of sampling; there are {', '.join(known)}", name)
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    refuse_unless(len(value) == count, f"{name} has {len(value)} values for {count} prompts", name)
-    return value
-
-
 def complete(
     model, requests: Sequence[Request], batch_rows: int = 0, recorder=None
 ) -> Iterator[tuple[int, Completion]]:
@@ -126,12 +117,13 @@ def complete(
     """
     rows = batch_rows or bucket(len(requests), 1, MAX_ROWS)
     first_row = recorder.num_rows if recorder else 0
+    begin = time.monotonic()
     for (prompt_len, length), indices in group_by_size(requests, model.context).items():
         for first in range(0, len(indices), rows):
             own = indices[first : first + rows]
             group = [requests[i] for i in own]
             notes = Notes(recorder, first_row + np.array(own + own[:1] * (rows - len(own))))
-            done = _decode_group(model, group, (rows, prompt_len, length), notes)
+            done = _decode_group(model, group, (rows, prompt_len, length), notes, begin)
             yield from zip(own, done, strict=True)
 
 
@@ -153,25 +145,42 @@ def group_by_size(requests: Sequence[Request], context: int) -> dict[tuple[int, 
 
 
 def _decode_group(
-    model, group: list[Request], shape: tuple[int, int, int], notes: "Notes"
+    model, group: list[Request], shape: tuple[int, int, int], notes: "Notes", begin: float
 ) -> list[Completion]:
-    """Completions of at most `shape[0]` requests whose sizes `shape[1:]` hold."""
+    """Completions of at most `shape[0]` requests whose sizes `shape[1:]` hold; asked for at `begin`."""
     num_rows, prompt_len, length = shape
     token_BT = np.zeros((num_rows, prompt_len), np.int32)
     for row, request in enumerate(group):
         token_BT[row, : len(request.tokens)] = request.tokens
+    writers = [Writer(model.tokenizer, request) for request in group]
     rows = _new_rows(model, group, num_rows).replace(probe=notes.probe)
     rows, seen = prefill(model.params, model.sides, token_BT, rows, m=model.cfg, length=length)
     notes.prompt(seen)
-    first_tokens = zip(*_host(rows.token_B, rows.stopped_B), strict=True)
-    written = [[] if stopped else [token] for token, stopped in first_tokens]
-    while np.any(rows.active_B):
-        rows, token_BT, count_B, seen = decode(model.params, model.sides, rows, m=model.cfg)
+    drawn, count_B = jax.tree.map(lambda x: x[:, None], rows.drawn), ~rows.stopped_B
+    while True:
+        over = _take(writers, drawn, count_B, begin)
+        if any(over):
+            over_B = np.array(over + [False] * (num_rows - len(over)))
+            rows = rows.replace(left_B=jnp.where(over_B, 0, rows.left_B))
+        if not np.any(rows.active_B):
+            break
+        rows, drawn, count_B, seen = decode(model.params, model.sides, rows, m=model.cfg)
         notes.generated(seen)
-        for own, token_T, count in zip(written, *_host(token_BT, count_B), strict=True):
-            own.extend(token_T[:count])
     stopped = np.asarray(rows.stopped_B)
-    return [_completion(model, request, written[row], stopped[row]) for row, request in enumerate(group)]
+    return [writer.completion(bool(stopped[row])) for row, writer in enumerate(writers)]
+
+
+def _take(writers: list[Writer], drawn, count_B, begin: float) -> list[bool]:
+    """Give every writer its first `count_B` drawn tokens; for which of them a stop text came."""
+    token_BT, likelihoods = drawn
+    tokens, counts = _host(token_BT, count_B)
+    now, own = time.monotonic() - begin, jax.tree.map(np.asarray, likelihoods)
+    over = []
+    for row, writer in enumerate(writers):
+        count, most = int(counts[row]), writer.logprobs
+        likely = [] if most is None else [Likelihood.read(own, (row, t), most) for t in range(count)]
+        over.append(writer.add(tokens[row][:count], now, likely))
+    return over
 
 
 class Notes:
@@ -219,14 +228,10 @@ def _new_rows(model, group: list[Request], num_rows: int) -> Rows:
             top_k_B=column((min(request.sampling.top_k, model.cfg.vocab) for request in group), 0, np.int32),
             top_p_B=setting("top_p", 1, np.float32),
             seed_B=setting("seed", 0, np.uint32),
+            min_p_B=setting("min_p", 0, np.float32),
         ),
+        likely=np.array(any(request.sampling.logprobs is not None for request in group)),
     )
-
-
-def _completion(model, request: Request, tokens: list[int], stopped: bool) -> Completion:
-    reason = "stop" if stopped else "length"
-    text = model.tokenizer.decode_after(request.tokens, tokens) if model.tokenizer else ""
-    return Completion(text, tuple(tokens), reason, len(request.tokens))
 
 
 @functools.partial(jax.jit, static_argnames=("m", "length"))
@@ -254,9 +259,9 @@ def prefill(params, sides, token_BT, rows: Rows, *, m, length: int):
 
 @functools.partial(jax.jit, static_argnames="m", donate_argnames="rows")
 def decode(params, sides, rows: Rows, *, m):
-    """(rows, token_BT, count_B, seen): up to STEPS more tokens per row; the first `count_B` are there.
+    """(rows, drawn, count_B, seen): up to STEPS more tokens per row; the first `count_B` are there.
 
-    With a probe, `seen` is that of `prefill`, with a leading dim over the steps.
+    `drawn` is that of the rows, with a dim over the steps. With a probe, `seen` is that of `prefill`, with a leading dim over the steps.
     """
 
     def unfinished(carry):
@@ -271,15 +276,16 @@ def decode(params, sides, rows: Rows, *, m):
         return rows, new_B, (batch, out.probes) if rows.probe else ()
 
     def body(carry):
-        step, rows, token_BT, count_B, seen = carry
+        step, rows, drawn, count_B, seen = carry
         rows, new_B, own = one(rows)
+        drawn = jax.tree.map(lambda all_steps, x: all_steps.at[:, step].set(x), drawn, rows.drawn)
         seen = jax.tree.map(lambda all_steps, x: all_steps.at[step].set(x), seen, own)
-        return step + 1, rows, token_BT.at[:, step].set(rows.token_B), count_B + new_B, seen
+        return step + 1, rows, drawn, count_B + new_B, seen
 
     count_B = jnp.zeros_like(rows.token_B)
-    token_BT = jnp.zeros((len(count_B), STEPS), jnp.int32)
+    drawn = jax.tree.map(lambda x: jnp.zeros((len(x), STEPS, *x.shape[1:]), x.dtype), rows.drawn)
     seen = jax.tree.map(lambda x: jnp.zeros((STEPS, *x.shape), x.dtype), jax.eval_shape(one, rows)[2])
-    _, *decoded = jax.lax.while_loop(unfinished, body, (0, rows, token_BT, count_B, seen))
+    _, *decoded = jax.lax.while_loop(unfinished, body, (0, rows, drawn, count_B, seen))
     return tuple(decoded)
 
 
@@ -291,4 +297,4 @@ def _draw(rows: Rows, logits_BV, pos_B):
     stopped_B = rows.stopped_B | (active_B & ended_B)
     new_B = active_B & ~stopped_B
     rows = rows.replace(token_B=token_B, pos_B=pos_B, left_B=rows.left_B - new_B, stopped_B=stopped_B)
-    return rows, new_B
+    return rows.replace(likelihoods=likelihoods(logits_BV, token_B, rows.likely)), new_B

@@ -7,18 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moejax.ops.sampling import SamplingRows, narrow, sample
+from moejax.ops.sampling import TOP, SamplingRows, likelihoods, narrow, sample
 
 SHARES = np.array([0.1, 0.4, 0.2, 0.3])
 sample_jit = jax.jit(sample)
 
 
-def rows(count, temperature=1.0, top_k=0, top_p=1.0, seeds=None):
+def rows(count, temperature=1.0, top_k=0, top_p=1.0, seeds=None, min_p=0.0):
     return SamplingRows(
         temperature_B=jnp.full(count, temperature, jnp.float32),
         top_k_B=jnp.full(count, top_k, jnp.int32),
         top_p_B=jnp.full(count, top_p, jnp.float32),
         seed_B=jnp.arange(count, dtype=jnp.uint32) if seeds is None else jnp.asarray(seeds, jnp.uint32),
+        min_p_B=jnp.full(count, min_p, jnp.float32),
     )
 
 
@@ -65,6 +66,31 @@ def test_frequencies_are_those_of_the_softmax(temperature):
 def test_only_kept_tokens_are_drawn():
     chosen = sample_jit(logits(500), rows(500, top_k=2), jnp.zeros(500, jnp.int32))
     assert set(np.asarray(chosen).tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize(
+    ("min_p", "temperature", "wanted"),
+    [
+        (0.6, 1.0, {1, 3}),  # of 0.4, 0.3 and 0.2, of which 0.24 is the least
+        (0.4, 1.0, {1, 2, 3}),
+        (0.4, 0.5, {1, 3}),  # the shares are those after temperature: (0.2 / 0.4)^2 < 0.4
+        (1.0, 2.0, {1}),
+    ],
+)
+def test_min_p_worked_example(min_p, temperature, wanted):
+    settings = rows(500, temperature, min_p=min_p)
+    assert set(np.asarray(sample_jit(logits(500), settings, jnp.zeros(500, jnp.int32))).tolist()) == wanted
+
+
+def test_likelihoods_worked_example():
+    found = jax.jit(likelihoods)(logits(2) + 7, jnp.array([0, 3]), True)
+    np.testing.assert_allclose(np.exp(found.log_prob_B), [0.1, 0.3], rtol=1e-5)
+    np.testing.assert_array_equal(found.top_token_BK, [[1, 3, 2, 0]] * 2)
+    np.testing.assert_allclose(np.exp(found.top_log_prob_BK), [[0.4, 0.3, 0.2, 0.1]] * 2, rtol=1e-5)
+    wide = likelihoods(jax.random.normal(jax.random.key(0), (1, 50)), jnp.array([0]), True)
+    assert wide.top_token_BK.shape == (1, TOP)
+    unwanted = jax.jit(likelihoods)(logits(2), jnp.array([0, 3]), False)
+    assert not any(np.any(x) for x in jax.tree.leaves(unwanted))
 
 
 def test_the_smallest_temperature_is_greedy():

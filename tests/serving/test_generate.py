@@ -148,3 +148,35 @@ def test_errors_name_the_prompt(model):
         run(model, ["a"], max_new_tokens=3)
     with pytest.raises(RequestError, match="give a list of texts"):
         run(model, "a")
+
+
+def test_a_stop_text_ends_a_completion_and_leaves_the_others_alone(model):
+    whole = run(model, PROMPTS, max_tokens=40)
+    stop = whole[0].text[3:5]
+    one, *others = run(model, PROMPTS, max_tokens=40, stop=[[stop, "never"], [], [], []])
+    at = whole[0].text.index(stop)
+    assert (one.text, one.finish_reason) == (whole[0].text[:at], "stop")
+    assert one.tokens == whole[0].tokens[: len(one.tokens)] and len(one.tokens) < 16
+    assert others == whole[1:]
+
+
+def test_log_probabilities_are_those_of_the_full_forward(model):
+    prompt = [model.tokenizer.bos, *model.tokenizer.encode("def")]
+    settings = {"max_tokens": 5, "temperature": 1.5, "top_k": 3, "seed": [1, 2], "batch_rows": 2}
+    plain = generate(model, [prompt, "a"], **settings)
+    done, mate = generate(model, [prompt, "a"], logprobs=[2, None], **settings)
+    assert ([done.tokens, mate], mate.logprobs) == ([plain[0].tokens, plain[1]], None)
+    text = np.array([prompt + list(done.tokens)], np.int32)
+    logits_TV = np.asarray(forward_jit(model.params, model.cfg, whole_text(text)).logits_BTV[0], np.float64)
+    own_TV = logits_TV[len(prompt) - 1 : -1]
+    own_TV = own_TV - np.log(np.exp(own_TV).sum(-1, keepdims=True))
+    for found, token, own_V in zip(done.logprobs, done.tokens, own_TV, strict=True):
+        best = np.argsort(-own_V)[:2]
+        np.testing.assert_allclose(found.log_prob, own_V[token], atol=1e-4)
+        assert [id for id, _ in found.top] == best.tolist()
+        np.testing.assert_allclose([nats for _, nats in found.top], own_V[best], atol=1e-4)
+
+
+def test_a_completion_knows_when_its_tokens_came(model):
+    timing = run(model, ["a"], max_tokens=serving.STEPS + 5)[0].timing
+    assert 0 < timing.first < timing.last
