@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moejax.interop.gguf.architectures import hub_model
 from moejax.interop.gguf.source import GgufFile
 from moejax.interop.hf import directory
 from moejax.interop.safetensors.source import SafetensorsDir
+from moejax.interop.source import TensorInfo
 from moejax.interop.tokenizer import gguf as gguf_tokenizer
 from moejax.interop.tokenizer import hf as hub_tokenizer
 from moejax.model import forward as decoder
@@ -28,7 +29,8 @@ class Contents:
     """A model on disk. What cannot be known is None, and `unknown` says why."""
 
     kind: str
-    family: str | None
+    name: str | None  # of the recipe of a run
+    family: str | None  # as the hub calls it
     model: ModelConfig | None
     context: int | None  # tokens
     text: tokenizer.Tokenizer | None
@@ -41,6 +43,7 @@ class Contents:
         """All of it, as JSON has it."""
         return {
             "kind": self.kind,
+            "name": self.name,
             "family": self.family,
             **(_shape(self.model) if self.model else {"parameters": sum(self.stored.values())}),
             "stored": dict(self.stored),
@@ -70,7 +73,8 @@ def _own_directory(path: Path) -> Contents:
     text, origin = parts.get(lambda: saved_model.read_origin(path), (None, {}))
     return Contents(
         kind="training run" if is_run else "model of moejax.save",
-        family=config.name if is_run else origin.get("model_type"),
+        name=config.name if is_run else None,
+        family=origin.get("model_type"),
         model=m,
         context=config.train.seq_len if is_run else config.context,
         text=text,
@@ -88,11 +92,12 @@ def _hub_directory(path: Path) -> Contents:
     source = parts.get(lambda: SafetensorsDir(path))
     return Contents(
         kind="directory in the layout of the Hugging Face hub",
+        name=None,
         family=str(config.get("model_type")),
         model=described and described.model,
         context=described and described.context,
         text=parts.get(lambda: hub_tokenizer.read(path)),
-        stored=_stored({name: source.info(name) for name in source.names()}) if source else {},
+        stored=_stored(map(source.info, source.names())) if source else {},
         files=_sizes(path),
         unknown=tuple(parts.reasons),
     )
@@ -107,6 +112,7 @@ def _gguf_file(path: Path) -> Contents:
         stored[tensor.kind.name] += math.prod(tensor.shape)
     return Contents(
         kind="GGUF file",
+        name=None,
         family=str(file.metadata.get("general.architecture")),
         model=described and described.model,
         context=described and described.context,
@@ -131,9 +137,10 @@ class _Parts:
             return otherwise
 
 
-def _stored(infos) -> dict[str, int]:
+def _stored(infos: Iterable[TensorInfo]) -> dict[str, int]:
+    """Parameters of each dtype, most first."""
     stored = Counter()
-    for info in infos.values():
+    for info in infos:
         stored[str(info.dtype)] += math.prod(info.shape)
     return dict(stored.most_common())
 

@@ -75,12 +75,13 @@ def _rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     number = lambda name: f"{facts[name]:,}" if facts.get(name) else ""
     yield "path", facts["path"]
     yield "kind", facts["kind"]
+    yield "name", facts["name"] or ""
     yield "family", facts["family"] or ""
     active = facts.get("active_parameters", facts["parameters"])
     of_these = f", of which a token passes {active:,}" if active != facts["parameters"] else ""
     yield "parameters", f"{facts['parameters']:,}{of_these}"
     total = max(sum(facts["stored"].values()), 1)
-    yield "stored as", ", ".join(f"{name} {count / total:.1%}" for name, count in facts["stored"].items())
+    yield "stored as", ", ".join(f"{name} {_share(n / total)}" for name, n in facts["stored"].items())
     yield "layers", f"{facts['layers']} of width {facts['width']:,}" if "layers" in facts else ""
     yield "experts", "; ".join(f"{e['count']}, {e['per_token']} a token" for e in facts.get("experts", ()))
     yield "vocabulary", number("vocabulary")
@@ -94,6 +95,10 @@ def _tokenizer(facts: Mapping[str, Any]) -> str:
     ends = " or ".join(map(repr, facts["ends"])) or "nothing"
     template = "a chat template" if facts["chat_template"] else "no chat template"
     return f"{facts['tokens']:,} tokens; {begins} and ends with {ends}; {template}"
+
+
+def _share(x: float) -> str:
+    return f"{x:.1%}" if x >= 0.001 else "<0.1%"
 
 
 def size(num_bytes: int) -> str:

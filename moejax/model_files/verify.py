@@ -136,7 +136,9 @@ def _hub_directory(path: Path, values: bool) -> Iterator[Finding]:
         config = json_file.read_json(safe_files.inside(path, "config.json"))
         return directory.describe(config, str(path / "config.json"))
 
-    yield _check("tokenizer", lambda: _tokenizer(hub_tokenizer.read(path)))
+    about_text = [name for name in hub_tokenizer.FILES if name != "generation_config.json"]
+    has_text = any((path / name).exists() for name in about_text)
+    yield _check("tokenizer", lambda: _tokenizer(hub_tokenizer.read(path) if has_text else None))
     yield from _foreign_tensors(describe, lambda: SafetensorsDir(path), values)
 
 
@@ -227,7 +229,7 @@ def _hash(path: Path) -> str:
 
 
 def _tokenizer(text) -> str:
-    return f"{text.vocab:,} tokens" if text else "there is none"
+    return f"{text.vocab:,} tokens" if text else "there is none; prompts are lists of ids"
 
 
 PROGRAM = Program("python -m moejax verify", SUMMARY, define, run, takes_config=False)

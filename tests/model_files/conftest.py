@@ -6,7 +6,10 @@ import jax
 import pytest
 
 import moejax
+from configs import base
+from moejax import overrides
 from moejax.interop.hf import directory
+from moejax.training.checkpoint import Checkpointer
 from moejax.training.data.tokenizer import byte_tokenizer
 
 CONFIG = {
@@ -36,6 +39,21 @@ def hub_directory(model, tmp_path) -> Path:
     """In several shards."""
     moejax.save(model, tmp_path / "hub", format="hf", max_shard_bytes=40_000)
     return tmp_path / "hub"
+
+
+@pytest.fixture
+def run_directory(tmp_path) -> Path:
+    """Of a training run with two checkpoints."""
+    run, path = base.tiny(), tmp_path / "run"
+    path.mkdir()
+    (path / "config.json").write_text(overrides.dumps(overrides.resolve(run, "test", {})))
+    byte_tokenizer().save(path / "tokenizer.json")
+    state = {"params": moejax.init(jax.random.key(0), run.model), "loss_state": ((), (), ())}
+    with Checkpointer(path, run.train.checkpoint) as checkpoints:
+        for step in (5, 10):
+            checkpoints.save(step, state, {})
+        checkpoints.wait()
+    return path
 
 
 @pytest.fixture

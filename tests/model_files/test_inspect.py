@@ -35,6 +35,13 @@ def test_json(own_directory, capsys):
     assert facts["files"]["config.json"] == (own_directory / "config.json").stat().st_size
 
 
+def test_a_run(run_directory, capsys):
+    assert door.main(["inspect", str(run_directory)]) == 0
+    out = capsys.readouterr().out
+    assert "kind        training run\nname        tiny\nparameters  239,936" in out
+    assert "\ncheckpoints 5, 10\n" in out
+
+
 def test_a_family_that_nobody_knows(hub_directory, capsys):
     (hub_directory / "config.json").write_text('{"model_type": "mixtrall"}')
     (hub_directory / "tokenizer.json").write_text("{}")
@@ -53,6 +60,12 @@ def test_nothing_there(tmp_path, capsys):
     assert "has no config.json, so it holds no model" in capsys.readouterr().err
     assert door.main(["inspect"]) == 2
     assert "which model?" in capsys.readouterr().err
+
+
+def test_small_shares_are_not_none():
+    facts = {"path": "a", "kind": "b", "name": None, "family": None, "parameters": 10_000, "context": None}
+    facts |= {"stored": {"Q8_0": 9_999, "F32": 1}, "tokenizer": None, "checkpoints": [], "files": {}}
+    assert "stored as   Q8_0 100.0%, F32 <0.1%" in list(inspect.lines(facts | {"unknown": []}))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Damage is found and named; what is whole is said to be whole."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import moejax
 from moejax import __main__ as door
 from moejax.model_files.verify import findings
 
@@ -22,6 +24,15 @@ def change(path, edit) -> None:
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path)
+
+
+def damage(root) -> str:
+    """Change a bit of the largest file below `root`; its path there."""
+    path = max((file for file in root.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    return path.relative_to(root).as_posix()
 
 
 def test_a_whole_directory(hub_directory, capsys):
@@ -51,8 +62,6 @@ def test_a_shard_that_is_missing(hub_directory):
 
 
 def test_tensors_that_are_not_the_models(hub_directory, model, tmp_path):
-    import moejax
-
     moejax.save(model, tmp_path / "single", format="hf")
     file = tmp_path / "single" / "model.safetensors"
     name = "model.layers.1.input_layernorm.weight"
@@ -114,13 +123,38 @@ def test_the_cache_of_the_hub_is_hashed(hub_directory, tmp_path, algorithm):
 def test_a_model_of_our_own(own_directory, capsys):
     assert door.main(["verify", str(own_directory)]) == 0
     assert "ok  checkpoints/0: " in capsys.readouterr().out
-    step = own_directory / "checkpoints" / "0"
-    path = max((file for file in step.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    name = damage(own_directory / "checkpoints" / "0")
     assert door.main(["verify", str(own_directory)]) == 66
-    assert f"BAD checkpoints/0: {path.relative_to(step)}: its sha256 is not" in capsys.readouterr().out
-    step.rename(step.with_name("0.corrupt-1"))
-    found = bad(own_directory)
-    assert found == {"checkpoints": "there is none; train until one is saved"}
+    assert f"BAD checkpoints/0: {name}: its sha256 is not" in capsys.readouterr().out
+
+
+def test_every_checkpoint_of_a_run(run_directory):
+    found = list(findings(run_directory))
+    assert [str(finding) for finding in found[:2]] == [
+        "ok  config.json: run of 2 layers",
+        "ok  tokenizer: 259 tokens",
+    ]
+    assert [finding.what for finding in found[2:]] == ["checkpoints/5", "checkpoints/10"]
+    as_declared = " files with their hashes, 12 parameters as declared"
+    assert all(finding.note.endswith(as_declared) for finding in found[2:])
+        finding.note.endswith(" files with their hashes, 12 parameters as declared") for finding in found[2:]
+    )
+    name = damage(run_directory / "checkpoints" / "5")
+    assert list(bad(run_directory)) == ["checkpoints/5"]
+    (run_directory / "checkpoints" / "5").rename(run_directory / "checkpoints" / "5.corrupt-1")
+    assert bad(run_directory) == {}  # the run goes on from the other
+    notes = {found.what: found.note for found in findings(run_directory)}
+    assert notes["checkpoints/5.corrupt-1"].startswith(f"set aside as damaged: {name}: its sha256")
+    shutil.rmtree(run_directory / "checkpoints" / "10")
+    assert bad(run_directory) == {"checkpoints": "there is none; train until one is saved"}
+
+
+def test_a_checkpoint_of_another_model(run_directory, own_directory):
+    shutil.copytree(own_directory / "checkpoints" / "0", run_directory / "checkpoints" / "0")
+    assert "the config asks for" in bad(run_directory)["checkpoints/0"]
+
+
+def test_a_model_without_a_tokenizer(model, tmp_path):
+    moejax.save(dataclasses.replace(model, tokenizer=None), tmp_path / "mute", format="hf")
+    notes = {found.what: found.note for found in findings(tmp_path / "mute") if found.good}
+    assert notes["tokenizer"] == "there is none; prompts are lists of ids"
