@@ -137,8 +137,6 @@ def test_every_checkpoint_of_a_run(run_directory):
     assert [finding.what for finding in found[2:]] == ["checkpoints/5", "checkpoints/10"]
     as_declared = " files with their hashes, 12 parameters as declared"
     assert all(finding.note.endswith(as_declared) for finding in found[2:])
-        finding.note.endswith(" files with their hashes, 12 parameters as declared") for finding in found[2:]
-    )
     name = damage(run_directory / "checkpoints" / "5")
     assert list(bad(run_directory)) == ["checkpoints/5"]
     (run_directory / "checkpoints" / "5").rename(run_directory / "checkpoints" / "5.corrupt-1")
