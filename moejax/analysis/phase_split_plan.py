@@ -79,7 +79,7 @@ class Operator:
 
 
 def prefill_time(operators: Sequence[Operator], share: float, device: Device) -> float:
-    """Seconds on a share of the device, with its memory as if nobody else ran: no phase depends in a circle."""
+    """Seconds on a share of the device, with its memory as if nobody else ran: so no circle arises."""
     return sum(operator.time(share, device, device.bandwidth) for operator in operators)
 
 
@@ -135,7 +135,7 @@ class Shape:
     itemsize: float = 2.0  # bytes per parameter
 
     def operators(self, rows: int, pairs: float, positions: float) -> tuple[Operator, ...]:
-        """Of a step of `rows` tokens that reads `positions` of the cache, for `pairs` of token and position."""
+        """Of a step of `rows` tokens: `pairs` of a token and a position, `positions` read from the cache."""
         met = touched(rows, self.num_experts, self.k)
         return (
             Operator(2 * rows * self.dense, self.itemsize * self.dense),
