@@ -36,10 +36,11 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
             f"the chat template has {len(template)} characters, more than {MAX_TEMPLATE}; shorten it"
         )
     try:
-        request = json.dumps({"template": template, "variables": dict(variables)})
+        data = json.dumps(dict(variables))
     except (TypeError, ValueError, RecursionError) as error:
         raise TemplateError(f"the messages are not made of JSON values: {error}") from None
-    reply = _worker.ask(request)
+    # The limits of the work grow with the data, which is the caller's, and not with the template.
+    reply = _worker.ask(f'{{"size": {len(data)}, "template": {json.dumps(template)}, "variables": {data}}}')
     if "refused" in reply:
         raise TemplateError(f"the chat template refuses the messages: {reply['refused']}")
     if "error" in reply:

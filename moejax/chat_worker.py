@@ -16,10 +16,10 @@ import sys
 import minijinja
 
 FUEL = 300_000  # instructions
-FUEL_PER_BYTE = 4  # of the request
+FUEL_PER_BYTE = 4  # of the data
 SECONDS = 0.04  # of processor time
 SECONDS_PER_BYTE = 2e-7
-MEMORY = 40 << 20  # bytes beyond what the process has when a request comes
+MEMORY = 40 << 20  # bytes beyond what the process has when it begins to render
 MEMORY_PER_BYTE = 32
 # Marks the tokens to train on, for which nothing is done here.
 MARK = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
@@ -73,12 +73,11 @@ def _neutral(mark: re.Match) -> str:
     return f"{{%{mark[1]} {word} {mark[3]}%}}"
 
 
-def answer(line: str) -> dict:
+def answer(request: dict) -> dict:
     """{"text": ...}, {"refused": why} or {"error": why}."""
-    request = json.loads(line)
     try:
-        text = render(request["template"], request["variables"], FUEL + FUEL_PER_BYTE * len(line))
-        return {"text": text}
+        fuel = FUEL + FUEL_PER_BYTE * request["size"]
+        return {"text": render(request["template"], request["variables"], fuel)}
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MemoryError:
@@ -103,11 +102,13 @@ def _bound_memory(limit: int) -> None:
 
 def main() -> None:
     """Answer until standard input ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
+        request = json.loads(line)
         if sys.platform == "linux":  # elsewhere the address space of a process cannot be bounded
-            _bound_memory(_memory() + MEMORY + MEMORY_PER_BYTE * len(line))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_BYTE * len(line))
-        reply = json.dumps(answer(line))
+            _bound_memory(_memory() + MEMORY + MEMORY_PER_BYTE * request["size"])
+        signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_BYTE * request["size"])
+        reply = json.dumps(answer(request))
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(reply, flush=True)
 

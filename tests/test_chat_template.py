@@ -197,6 +197,8 @@ HOSTILE = {
     "another walk": "{{ raise_exception.__globals__['os'].system('true') }}",
     "a third walk": "{{ ''['__class__']['__base__']['__subclasses__']() }}",
     "unknown names": "{{ lipsum(100000) }}",
+    "long and nested loops": " " * 200_000
+    + "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
     "no template": "{% for",
     "a long template": "x" * (chat_template.MAX_TEMPLATE + 1),
 }
@@ -219,8 +221,8 @@ def test_names_of_python_lead_nowhere():
 
 
 def test_what_the_process_may_use_is_bounded():
-    """The limits are below 50 ms and 50 MB, for requests of usual length."""
-    size = 10_000  # bytes of a request
+    """The limits are below 50 ms and 50 MB, for conversations of usual length."""
+    size = 10_000  # bytes of data
     assert chat_worker.SECONDS + chat_worker.SECONDS_PER_BYTE * size < 0.05
     assert chat_worker.MEMORY + chat_worker.MEMORY_PER_BYTE * size < 50 << 20
 

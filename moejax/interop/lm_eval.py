@@ -26,7 +26,7 @@ from moejax.model_io import load
 from moejax.serving.causal import causal
 from moejax.serving.generate import complete
 from moejax.serving.model import Model
-from moejax.serving.request import Sampling, make_request
+from moejax.serving.request import MAX_STOPS, Sampling, make_request
 from moejax.serving.score import score
 from moejax.serving.unroll import unrolled
 
@@ -165,12 +165,13 @@ def _settings(given: dict[str, Any]) -> tuple[Sampling, list[str]]:
     if given:
         raise UsageError(f"generation_kwargs {', '.join(map(str, given))} are not served; leave them out")
     sampling = {} if greedy else {"temperature": 1.0} | sampling
-    return Sampling(max_tokens=max_tokens, **sampling), [until] if isinstance(until, str) else list(until)
+    stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    return Sampling(max_tokens=max_tokens, stop=stops[:MAX_STOPS], **sampling), stops
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:
     """`text` up to the first of `stops`."""
-    return text[: min([len(text), *(text.find(stop) for stop in stops if stop and stop in text)])]
+    return text[: min([len(text), *(text.find(stop) for stop in stops if stop in text)])]
 
 
 def main() -> None:

@@ -151,7 +151,11 @@ def test_settings_of_a_task():
     assert _settings({"do_sample": False, "temperature": 0.7})[0].temperature == 0
     with pytest.raises(UsageError, match="num_beams are not served"):
         _settings({"num_beams": 4})
-    assert _cut("one\ntwo. three", [".", "\n", ""]) == "one"
+    assert _settings({"until": ["", *"abcdef"]})[0].stop == tuple("abcd"), (
+        "what else ends a text is cut off later"
+    )
+    assert _settings({"until": ["", *"abcdef"]})[1] == [*"abcdef"]
+    assert _cut("one\ntwo. three", [".", "\n"]) == "one"
 
 
 def test_conversations(adapter, model):
