@@ -161,26 +161,35 @@ class ServeState:
                 works.append(self.rows(run, 1))
         return works
 
-    def read(self, room: int, spare: int = 0, admits: bool = True) -> list[Work]:
+    def read(self, room: int, spare: int = 0, each: int = 0) -> list[Work]:
         """Up to `room` positions of prompts, as `prompts` picks them."""
-        return [self.rows(run, count) for run, count in self.prompts(room, spare, admits)]
+        return [self.rows(run, count) for run, count in self.prompts(room, spare, each)]
 
-    def prompts(self, room: int, spare: int = 0, admits: bool = True) -> Iterator[tuple[Running, int]]:
+    def prompts(self, room: int, spare: int = 0, each: int = 0) -> Iterator[tuple[Running, int]]:
         """Up to `room` positions of prompts: of those that have begun, then of those that wait, in order.
 
         Args:
-          spare: pages that every admission leaves available.
-          admits: begin with new ones.
+          spare: pages that every admission leaves available,
+          each: and as many for each request that runs already.
         """
+        for run, count in self.begun(room):
+            room -= count
+            yield run, count
+        while room and self.waiting:
+            run = self.admit(self.waiting[0], spare + each * len(self.running))
+            if run is None:
+                break
+            count = min(run.left, room)
+            room -= count
+            yield run, count
+
+    def begun(self, room: int) -> Iterator[tuple[Running, int]]:
+        """Up to `room` positions of prompts that have begun, in order."""
         for run in list(self.running.values()):
             if run.left and room:
                 count = min(run.left, room)
                 room -= count
                 yield run, count
-        while admits and room and self.waiting and (run := self.admit(self.waiting[0], spare)):
-            count = min(run.left, room)
-            room -= count
-            yield run, count
 
     def reserve(self, run: Running) -> bool:
         """Pages for the next position of `run`; takes them from the latest others, who wait again.

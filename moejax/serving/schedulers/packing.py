@@ -31,9 +31,8 @@ class Packing(Scheduler):
         state.memo = []
 
     def plan(self, state: ServeState, now: float) -> list[Work]:
-        if works := state.read(self.capacity, admits=False):
-            return works
-        return self._read_bin(state) or state.write()
+        rest = [state.rows(run, count) for run, count in state.begun(self.capacity)]
+        return rest or self._read_bin(state) or state.write()
 
     def _read_bin(self, state: ServeState) -> list[Work]:
         """The next bin's prompts, those that find room; the rest of it is packed again."""

@@ -49,8 +49,8 @@ class SharedPrefix(Scheduler):
             state.waiting.extend(jobs[i] for group in groups for i in group.members)
             state.memo = state.waiting[-1]
         works = state.write()
-        spare = int((1 - self.memory) * state.pages.count) + len(state.running)
-        return works + state.read(max(self.budget - len(works), 0), spare)
+        spare = int((1 - self.memory) * state.pages.count)
+        return works + state.read(max(self.budget - len(works), 0), spare, each=1)
 
 
 class Group(NamedTuple):
@@ -110,9 +110,16 @@ def maximize_reuse(root: Node) -> Node:
             gone = {id(g) for g in moved}
             child.children = [g for g in child.children if id(g) not in gone]
             child.leaves -= sum(g.leaves for g in moved)
-            kept += [child] * (child.leaves > 0) + moved
+            kept += [_shortened(child)] * (child.leaves > 0) + moved
         node.children = kept
     return root
+
+
+def _shortened(node: Node) -> Node:
+    """The node, or what is alone below it."""
+    while not node.prompts and len(node.children) == 1:
+        (node,) = node.children
+    return node
 
 
 def groups_of(root: Node) -> list[Group]:
