@@ -1,4 +1,4 @@
-"""The executor that computes: plans as columns of few sizes, the next one on its way before the last is read."""
+"""The executor that computes: plans as columns of few sizes, the next one begun before the last is read."""
 
 import collections
 import dataclasses
@@ -12,6 +12,7 @@ from moejax.config import require
 from moejax.ops.sampling import SamplingRows
 from moejax.serving import step as one_step
 from moejax.serving.causal import causal
+from moejax.serving.completion import Likelihood
 from moejax.serving.model import Model
 from moejax.serving.plan import Drawn, Executor, Plan, Result
 from moejax.serving.request import Sampling
@@ -63,16 +64,22 @@ class Device(Executor):
 
     def begin(self, job: Job, slot: int) -> None:
         of = self.settings[job.id]
-        top_k = min(of.top_k, self.model.cfg.vocab)
-        numbers = (np.float32(of.temperature), np.int32(top_k), np.float32(of.top_p), np.uint32(of.seed))
-        self._served = one_step.begin(self._served, slot, SamplingRows(*numbers))
+        rows = SamplingRows(
+            temperature_B=np.float32(of.temperature),
+            top_k_B=np.int32(min(of.top_k, self.model.cfg.vocab)),
+            top_p_B=np.float32(of.top_p),
+            seed_B=np.uint32(of.seed),
+            min_p_B=np.float32(of.min_p),
+        )
+        self._served = one_step.begin(self._served, slot, rows)
 
     def submit(self, plan: Plan) -> None:
         page_QP = np.full((self.sizes.num_slots, self.slot_pages), -1, np.int32)
         page_QP[:, : plan.page_QP.shape[1]] = plan.page_QP
+        wanted = any(self._wanted(work.run.job) is not None for work in plan.works)
         columns = one_step.Columns(
             plan.token_J, plan.source_J, plan.slot_J, plan.pos_J, plan.first_J, plan.stop_J, plan.emit_J,
-            self._places(plan), page_QP,
+            self._places(plan), page_QP, np.asarray(wanted),
         )  # fmt: skip
         m, sides = self.model.cfg, self.model.sides
         self._served, written = one_step.step(
@@ -82,16 +89,24 @@ class Device(Executor):
 
     def collect(self) -> Result:
         plan, written = self._flying.popleft()
-        row_Y, token_Y, logprob_Y, load_L = (np.asarray(x) for x in jax.tree.leaves(written))
+        written = jax.tree.map(np.asarray, written)
         now = time.monotonic()
         seconds, self._done = now - self._done, now
         runs = [work.run for work in plan.works for _ in range(work.count)]
         drawn = tuple(
-            Drawn(runs[row].job.id, runs[row].visit, int(token), float(logprob))
-            for row, token, logprob in zip(row_Y, token_Y, logprob_Y, strict=True)
+            Drawn(runs[row].job.id, runs[row].visit, int(token), self._likelihood(runs[row].job, written, at))
+            for at, (row, token) in enumerate(zip(written.row_Y, written.token_Y, strict=True))
             if row < len(runs)
         )
-        return Result(plan, drawn, seconds, int(load_L.sum()))
+        return Result(plan, drawn, seconds, int(written.load_L.sum()))
+
+    def _wanted(self, job: Job) -> int | None:
+        """How many likely tokens the request wants to know beside its own."""
+        return self.settings[job.id].logprobs
+
+    def _likelihood(self, job: Job, written: one_step.Written, at: int) -> Likelihood | None:
+        most = self._wanted(job)
+        return None if most is None else Likelihood.read(written.likelihoods, (at,), most)
 
     def now(self) -> float:
         return time.monotonic() - self._start

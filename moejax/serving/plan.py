@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Drawn:
     job: int
     visit: int
     token: int
-    logprob: float = 0.0  # nats
+    likelihood: Any = None  # of the token, if the request wants it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one compiled step that serves every scheduler: flat rows of many requests through the layers they pass."""
+"""The one compiled step that serves every scheduler: flat rows of many requests through their layers."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from flax import struct
 from moejax.model import forward as decoder
 from moejax.model import stack
 from moejax.ops import norm
-from moejax.ops.sampling import SamplingRows, sample
+from moejax.ops.sampling import Likelihoods, SamplingRows, likelihoods, sample
 from moejax.seams import Batch, Context, FlatRows, Side
 from moejax.serving.plan import LAST, PARKED
 
@@ -28,6 +28,7 @@ class Columns:
     emit_J: jax.Array
     park_J: jax.Array  # where a row that has not passed all layers is kept; past the end = nowhere
     page_QP: jax.Array
+    likely: jax.Array  # bool scalar; somebody wants likelihoods
 
 
 @struct.dataclass
@@ -46,7 +47,7 @@ class Written:
 
     row_Y: jax.Array  # i32; the row behind each; past the last row = none
     token_Y: jax.Array  # i32
-    logprob_Y: jax.Array  # f32, nats
+    likelihoods: Likelihoods  # of each token
     load_L: jax.Array  # i32; distinct experts that rows met, per layer of experts
 
 
@@ -55,9 +56,9 @@ def start(m, num_slots: int, num_pages: int, page_size: int, num_parked: int) ->
     specs = stack.page_specs(m, num_pages, page_size)
     cache = jax.tree.map(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs, is_leaf=stack.sp.is_spec)
     number = lambda value, dtype: jnp.full(num_slots, value, dtype)
-    settings = SamplingRows(
-        number(0, "float32"), number(0, "int32"), number(1, "float32"), number(0, "uint32")
-    )
+    idle = {"temperature_B": 0.0, "top_k_B": 0, "top_p_B": 1.0, "seed_B": 0, "min_p_B": 0.0}
+    kinds = {"top_k_B": "int32", "seed_B": "uint32"}
+    settings = SamplingRows(**{name: number(x, kinds.get(name, "float32")) for name, x in idle.items()})
     parked = jnp.zeros((num_parked, m.width), m.dtype)
     return Served(cache, number(0, "int32"), parked, settings)
 
@@ -88,12 +89,12 @@ def step(params, sides, served: Served, columns: Columns, *, m, page_size: int) 
     settings_Y = jax.tree.map(lambda x_Q: x_Q.at[slot_Y].get(mode="clip"), served.settings_Q)
     pos_Y = columns.pos_J.at[row_Y].get(mode="clip") + 1
     token_Y = sample(logits_YV, settings_Y, pos_Y)
-    logprob_Y = jnp.take_along_axis(jax.nn.log_softmax(logits_YV), token_Y[:, None], axis=-1)[:, 0]
+    likely = likelihoods(logits_YV, token_Y, columns.likely)
     last_Q = served.last_Q.at[slot_Y].set(token_Y, mode="drop")
     load_L = jnp.concatenate(
         [jnp.ravel(load) for load in jax.tree.leaves(loads)] or [jnp.zeros(0, jnp.int32)]
     )
-    return Served(cache, last_Q, parked_XD, served.settings_Q), Written(row_Y, token_Y, logprob_Y, load_L)
+    return Served(cache, last_Q, parked_XD, served.settings_Q), Written(row_Y, token_Y, likely, load_L)
 
 
 def _inputs(params, m, served: Served, columns: Columns):
