@@ -74,6 +74,7 @@ class ServeState:
         self.running: dict[int, Running] = {}  # by id of the job, in the order of admission
         self.memo: Any = None  # whatever the scheduler keeps between steps
         self.page_QP = np.full((num_slots, 1), -1, np.int32)  # pages of every slot, in order; -1 = none
+        self.found = 0  # positions that admissions found in the cache, in all
         self._slots = list(range(num_slots - 1, -1, -1))
         self._visits = 0
         self._written: dict[int, list[int]] = {}  # of jobs that wait again
@@ -118,6 +119,7 @@ class ServeState:
         end = len(job.prompt) + job.max_new - 1
         run = Running(job, self._slots.pop(), self._visits, [], names, text, len(text), end, shared, shared)
         run.public = shared // self.pages.size
+        self.found += shared
         self._give(run, pages)
         self._visits += 1
         self.waiting.remove(job)
@@ -165,6 +167,10 @@ class ServeState:
         """Up to `room` positions of prompts, as `prompts` picks them."""
         return [self.rows(run, count) for run, count in self.prompts(room, spare, each)]
 
+    def read_on(self, room: int) -> list[Work]:
+        """Up to `room` positions of prompts that have begun, in order."""
+        return [self.rows(run, count) for run, count in self._begun(room)]
+
     def prompts(self, room: int, spare: int = 0, each: int = 0) -> Iterator[tuple[Running, int]]:
         """Up to `room` positions of prompts: of those that have begun, then of those that wait, in order.
 
@@ -172,7 +178,7 @@ class ServeState:
           spare: pages that every admission leaves available,
           each: and as many for each request that runs already.
         """
-        for run, count in self.begun(room):
+        for run, count in self._begun(room):
             room -= count
             yield run, count
         while room and self.waiting:
@@ -183,8 +189,7 @@ class ServeState:
             room -= count
             yield run, count
 
-    def begun(self, room: int) -> Iterator[tuple[Running, int]]:
-        """Up to `room` positions of prompts that have begun, in order."""
+    def _begun(self, room: int) -> Iterator[tuple[Running, int]]:
         for run in list(self.running.values()):
             if run.left and room:
                 count = min(run.left, room)

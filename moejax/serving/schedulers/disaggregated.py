@@ -46,7 +46,7 @@ class Disaggregated(Scheduler):
     def plan(self, state: ServeState, now: float) -> list[Work]:
         self._begin(state)
         works = state.write()
-        return works + state.read(max(self.max_rows - len(works), 0), admits=False)
+        return works + state.read_on(max(self.max_rows - len(works), 0))
 
     def _begin(self, state: ServeState) -> None:
         """Take in as many as there is room for: those that were sent back first."""

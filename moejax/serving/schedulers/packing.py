@@ -31,8 +31,7 @@ class Packing(Scheduler):
         state.memo = []
 
     def plan(self, state: ServeState, now: float) -> list[Work]:
-        rest = [state.rows(run, count) for run, count in state.begun(self.capacity)]
-        return rest or self._read_bin(state) or state.write()
+        return state.read_on(self.capacity) or self._read_bin(state) or state.write()
 
     def _read_bin(self, state: ServeState) -> list[Work]:
         """The next bin's prompts, those that find room; the rest of it is packed again."""
