@@ -1,4 +1,4 @@
-"""Requests from the lines of a file, and the lines that answer them.
+"""Requests from the lines of a file.
 
     {"id": "a", "prompt": "def f(", "max_tokens": 20}                    a JSON line; the id may be left out
     {"messages": [{"role": "user", "content": "Hello"}]}                 the same, of a conversation
@@ -6,40 +6,23 @@
      "body": {"prompt": "def f(", "max_tokens": 20}}                     (or messages: /v1/chat/completions)
     def f(                                                               in a text file, a line is a prompt
 
-Every request gets one line of the same kind, in the same order. A line that cannot be answered says why and
-leaves the others alone.
+What is wrong with a line is that line's error alone.
 """
 
 import codecs
 import dataclasses
 import json
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from reprlib import repr as short
 from typing import Any, BinaryIO
 
 from moejax.records import suggest
 from moejax.serving.chat import make_chat_request
-from moejax.serving.generate import Completion
+from moejax.serving.openai_body import sampling_body
 from moejax.serving.request import Request, RequestError, Sampling, make_request, refuse_unless
 
 MAX_LINE = 1 << 24  # bytes
-URLS = {"/v1/completions": "prompt", "/v1/chat/completions": "messages"}  # and where the text is
 SETTINGS = [field.name for field in dataclasses.fields(Sampling)]
-# What OpenAI's callers may send although only one value can be served; null is as good as absent.
-FIXED = {
-    "n": (1,),
-    "best_of": (1,),
-    "stream": (False,),
-    "echo": (False,),
-    "logprobs": (),
-    "stop": ([],),
-    "suffix": ("",),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-}
-IGNORED = ("model", "user")  # they change no text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,24 +68,28 @@ class Reader:
         self._line_of_id: dict[Any, int] = {}
         self._is_openai = False  # of the latest line that could be read
 
-    def jobs(self, lines: Iterable[tuple[int, bytes | None]]) -> Iterator[Job]:
-        """One job per line."""
+    def jobs(self, lines: Iterable[tuple[int, bytes | None]], answered: Container[int] = ()) -> Iterator[Job]:
+        """One job per line, but not for lines numbered in `answered`, of which only the ids are noted."""
         for number, line in lines:
-            yield self._job(number, line)
+            job = self._job(number, line, number not in answered)
+            if job is not None:
+                yield job
 
-    def _job(self, number: int, line: bytes | None) -> Job:
+    def _job(self, number: int, line: bytes | None, wanted: bool) -> Job | None:
         own_id = None if self._is_openai else number
         try:
             record = self._parse(line)
             self._is_openai = "custom_id" in record or "body" in record
             own_id = self._id_of(record, number)
             self._refuse_second_use(own_id, number)
-            body, source = _openai_body(record) if self._is_openai else (record, _source(record))
+            if not wanted:
+                return None
+            body, source = sampling_body(record) if self._is_openai else (record, _source(record))
             request = self._request(body, source)
             return Job(number, self._is_openai, own_id, request, is_chat=source == "messages")
         except RequestError as error:
             located = RequestError(f"{self._name}:{number}: {error}", error.param, error.code)
-            return Job(number, self._is_openai, own_id, None, located)
+            return Job(number, self._is_openai, own_id, None, located) if wanted else None
 
     def _parse(self, line: bytes | None) -> dict:
         short_enough = line is not None
@@ -123,7 +110,8 @@ class Reader:
         """The caller's id, or the line's number."""
         key = self._id_key
         own_id = record.get(key, None if self._is_openai else number)
-        right = isinstance(own_id, str) or (isinstance(own_id, int) and not self._is_openai)
+        is_number = isinstance(own_id, int) and not isinstance(own_id, bool)
+        right = isinstance(own_id, str) or (is_number and not self._is_openai)
         refuse_unless(right, f"{key} is {short(own_id)}, not text", key, "invalid_type")
         return own_id
 
@@ -150,67 +138,3 @@ class Reader:
 def _source(record: dict) -> str:
     """Where a line of our own kind has its text."""
     return "messages" if "messages" in record else "prompt"
-
-
-def _openai_body(record: dict) -> tuple[dict, str]:
-    """The parameters of an OpenAI batch line that this package has, and which of them is the text."""
-    for name, served in (("method", ("POST",)), ("url", tuple(URLS))):
-        value = record.get(name)
-        words = f"{name} is {short(value)}; only {' or '.join(served)} is served"
-        refuse_unless(isinstance(value, str) and value in served, words, name)
-    source, body = URLS[record["url"]], record.get("body")
-    refuse_unless(isinstance(body, dict), "body is missing or no JSON object", "body", "invalid_type")
-    body = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    for name, allowed in FIXED.items():
-        if name in body:
-            value = body.pop(name)
-            words = f"{name}={short(value)} is not served; leave it out"
-            refuse_unless(value in allowed, words, name, "unsupported_value")
-    if source == "messages" and "max_completion_tokens" in body:  # its name in conversations
-        body["max_tokens"] = body.pop("max_completion_tokens")
-    return body, source
-
-
-def answer(job: Job, completion: Completion | None, model_name: str) -> str:
-    """The line, without its end, that answers `job`; pure ASCII."""
-    row = (_openai_row if job.is_openai else _plain_row)(job, completion, model_name)
-    return json.dumps(row, allow_nan=False)
-
-
-def _plain_row(job: Job, completion: Completion | None, model_name: str) -> dict:
-    if completion is None:
-        return {"id": job.id, "error": _error(job.error)}
-    return {
-        "id": job.id,
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": len(completion.tokens),
-    }
-
-
-def _openai_row(job: Job, completion: Completion | None, model_name: str) -> dict:
-    if completion is None:
-        status, body = 400, {"error": _error(job.error)}
-    else:
-        status, body = 200, _openai_completion(job, completion, model_name)
-    response = {"status_code": status, "request_id": f"req_{job.number}", "body": body}
-    return {"id": f"batch_req_{job.number}", "custom_id": job.id, "response": response, "error": None}
-
-
-def _openai_completion(job: Job, completion: Completion, model_name: str) -> dict:
-    used, written = completion.prompt_tokens, len(completion.tokens)
-    message = {"message": {"role": "assistant", "content": completion.text}}
-    text = message if job.is_chat else {"text": completion.text}
-    return {
-        "id": f"{'chatcmpl' if job.is_chat else 'cmpl'}-{job.number}",
-        "object": "chat.completion" if job.is_chat else "text_completion",
-        "created": int(time.time()),
-        "model": model_name,
-        "choices": [text | {"index": 0, "logprobs": None, "finish_reason": completion.finish_reason}],
-        "usage": {"prompt_tokens": used, "completion_tokens": written, "total_tokens": used + written},
-    }
-
-
-def _error(error: RequestError) -> dict:
-    return {"message": str(error), "type": "invalid_request_error", "param": error.param, "code": error.code}

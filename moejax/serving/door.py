@@ -3,59 +3,83 @@
 import contextlib
 import itertools
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 
+import moejax
 from moejax import compile_cache
 from moejax.config import require
 from moejax.errors import DataError, UsageError
 from moejax.flags import Call, Program
-from moejax.serving.output import detach_standard_output, open_output
-from moejax.serving.request import MAX_SEED, MAX_TEMPERATURE, Sampling
+from moejax.serving.input import Input, open_input, read_prompt, sample_lines
+from moejax.serving.output import Output, check_place, detach_standard_output, open_output
+from moejax.serving.request import MAX_LOGPROBS, MAX_STOPS, MAX_TEMPERATURE, Sampling
+from moejax.serving.tally import Progress, Tally, write_summary
+
+if typing.TYPE_CHECKING:  # they import jax
+    from moejax.serving.answers import Answers
+    from moejax.serving.batch_file import Job
+    from moejax.serving.completion import Completion
 
 SUMMARY = """
 Continue texts with a trained model.
 
     python serve.py --model=runs/default --prompt="def main("
     echo "def main(" | python serve.py --model=runs/default --prompt=-
-    python serve.py --model=runs/default --input=prompts.jsonl --output=out.jsonl --max_tokens=64
+    python serve.py --model=smollm2 --input=prompts.jsonl --output=out.jsonl --max_tokens=64
+    python serve.py --model=smollm2                                               a few prompts of our own
 
 An input line is {"prompt": "..."} or {"messages": [...]} with any of id, max_tokens, temperature, top_k,
-top_p and seed; or a line of an OpenAI batch file for /v1/completions or /v1/chat/completions; or, in a file
-that is not JSON, the prompt itself. Each gets one line of output, in the same order. The line of a request
-that cannot be answered says why.
+top_p, min_p, seed, stop and logprobs; or a line of an OpenAI batch file for /v1/completions or
+/v1/chat/completions; or, in a file that is not JSON, the prompt itself. Each gets one line of output, in the
+same order. The line of a request that cannot be answered says why. Answers of a job that was stopped are in
+OUTPUT.part, from which the same command with --resume goes on.
 """
 ROWS = 8  # of a group when many prompts are answered
-GROUPS = 16  # read, answered and written at a time
-REPORT_SECONDS = 5.0
+WINDOW = 1024  # requests that are read before they are answered; among these the order is free
+STATUS_OK, STATUS_BAD = 200, 400  # of an answer, as HTTP has them
+OTHER_SETTINGS = ("dtype", "step", "batch_rows")  # on which answers depend, beside those of the sampling
 
 
 def define(values: flags.FlagValues) -> None:
     """The flags of serve.py."""
-    text, whole, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    text("model", None, "directory of a training run, or of moejax.save", flag_values=values)
+    text, whole, yes = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_boolean
+    what = "directory of a run or of the hub's layout, GGUF file, or name such as smollm2"
+    text("model", None, what, flag_values=values)
     text("prompt", None, "text to continue; - reads it from standard input", flag_values=values)
     text("input", None, "file with one request per line; - is standard input", flag_values=values)
     text("output", "-", "file for the answers; - is standard output", flag_values=values)
+    yes("resume", False, "go on with an --output that was stopped", flag_values=values)
+    yes("strict", False, "exit with 65 if a line could not be answered", flag_values=values)
+    text("summary", None, "file, .json, for counts, speed and waiting times", flag_values=values)
+    text("trace", None, "file, .npz, for the routing of every token", flag_values=values)
+    _define_sampling(values)
+    dtypes = ["float32", "bfloat16"]
+    flags.DEFINE_enum("dtype", None, dtypes, "to compute a foreign model in", flag_values=values)
+    yes("offline", False, "look for a name only in the cache of the hub", flag_values=values)
+    whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
+    whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
+
+
+def _define_sampling(values: flags.FlagValues) -> None:
+    """One flag per field of `Sampling`: what holds where a line says nothing."""
+    whole, number = flags.DEFINE_integer, flags.DEFINE_float
     whole("max_tokens", 64, "tokens of a completion, at most", flag_values=values)
     number("temperature", 0.0, f"0 to {MAX_TEMPERATURE:g}; 0 takes the most likely token", flag_values=values)
     whole("top_k", 0, "choose among the k most likely tokens; 0 = all", flag_values=values)
     number("top_p", 1.0, "choose among the fewest tokens with this probability together", flag_values=values)
-    whole("seed", 0, f"of the sampling, 0 to {MAX_SEED}", flag_values=values)
-    whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
-    text(
-        "trace",
-        None,
-        "file, .npz, for the routing of every token that was read or written",
-        flag_values=values,
-    )
-    whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
-    flags.DEFINE_boolean("strict", False, "exit with 65 if a line could not be answered", flag_values=values)
+    number("min_p", 0.0, "choose among tokens with this share of the best one's", flag_values=values)
+    whole("seed", 0, "of the sampling", flag_values=values)
+    stops = f"text before which a completion ends; up to {MAX_STOPS} times"
+    flags.DEFINE_multi_string("stop", [], stops, flag_values=values)
+    whole("logprobs", None, f"0 to {MAX_LOGPROBS}: tell log-probabilities, and so many likeliest others",
+          flag_values=values)  # fmt: skip
 
 
 def run(call: Call) -> None:
@@ -64,77 +88,113 @@ def run(call: Call) -> None:
     require(
         bool(values["model"]), "--model is missing; give the directory of a run, as in --model=runs/default"
     )
-    if (values["prompt"] is None) == (values["input"] is None):
+    if values["prompt"] is not None and values["input"] is not None:
         raise UsageError('give either --prompt="some text" or --input=FILE')
     defaults = Sampling(**{name: values[name] for name in Sampling.__annotations__})
-    _check_trace(values["trace"])
+    for name in ("trace", "summary"):
+        if values[name] is not None:
+            check_place(name, values[name])
+    output = open_output(values["output"], values["resume"])
     try:
-        if values["prompt"] is None:
-            _answer_lines(values, defaults)
+        if values["input"] is not None:
+            _answer_file(values, defaults, output)
         else:
-            _answer_prompt(values, defaults)
+            _answer_prompts(values, defaults, output)
     except BrokenPipeError:  # the reader has seen enough
         detach_standard_output()
 
 
-def _answer_prompt(values: dict, defaults: Sampling) -> None:
-    prompt = _read_prompt() if values["prompt"] == "-" else values["prompt"]
-    output = open_output(values["output"])
-    model = _load(values)
-    from moejax.serving.batch_file import Job, answer
-    from moejax.serving.generate import complete
-    from moejax.serving.request import make_request
+def _answer_file(values: dict, defaults: Sampling, output: Output) -> None:
+    """One answer per line of --input."""
+    with open_input(values["input"]) as source:
+        if values["resume"]:
+            _check_resume(values, source)
+            if output.is_whole:
+                return print(f"{output.path} is whole already; remove it to answer anew", file=sys.stderr)
+        with output:
+            model = _load(values)
+            from moejax.serving.batch_file import Reader, read_lines
 
-    job = Job(1, False, 1, make_request(model, prompt, defaults))
-    tally = Tally()
-    with _tracing(values["trace"]) as recorder:
-        ((_, completion),) = complete(model, [job.request], 1, recorder)
-    tally.add(completion)
+            form = _begin(output, model, values, source.identity)
+            before = dict(output.statuses)
+            reader = Reader(model, defaults, source.name, source.is_json)
+            jobs = reader.jobs(read_lines(source.stream), before)
+            errors = sum(status != STATUS_OK for status in before.values())
+            tally = Tally(time.monotonic(), source.total, len(before), errors)
+            _answer(model, jobs, output, form.line, Progress(tally), values)
+    _close(tally, values)
+
+
+def _answer_prompts(values: dict, defaults: Sampling, output: Output) -> None:
+    """The one --prompt, or a few of our own; on standard output as text."""
+    require(not values["resume"], "--resume goes on with a file of requests; give --input=FILE")
+    prompt = read_prompt() if values["prompt"] == "-" else values["prompt"]
     with output:
-        as_text = values["output"] == "-"
-        output.write([completion.text if as_text else answer(job, completion, values["model"])])
-    tally.report("done: ")
-
-
-def _answer_lines(values: dict, defaults: Sampling) -> None:
-    output = open_output(values["output"])
-    with _open_input(values["input"]) as stream:
         model = _load(values)
-        from moejax.serving.batch_file import Reader, answer, read_lines
+        from moejax.serving.batch_file import Job, Reader
+        from moejax.serving.request import make_request
 
-        is_json = True if values["input"].endswith((".jsonl", ".json")) else None
-        name = "standard input" if values["input"] == "-" else values["input"]
-        jobs = Reader(model, defaults, name, is_json).jobs(read_lines(stream))
-        tally = Tally()
-        with output, _tracing(values["trace"]) as recorder:
-            for answered in _completed(model, jobs, values["batch_rows"], recorder):
-                output.write([answer(job, completion, values["model"]) for job, completion in answered])
-                tally.add(*(completion for _, completion in answered))
-                tally.report_sometimes()
-    tally.report("done: ")
-    if tally.errors and values["strict"]:
-        raise DataError(
-            f"{tally.errors} of {tally.requests} lines could not be answered; the output says why"
-        )
+        if prompt is None:
+            jobs = list(Reader(model, defaults, "samples", is_json=True).jobs(sample_lines(model)))
+            line = lambda job, completion: f"> {job.id}\n{completion.text.strip()}\n"
+        else:
+            jobs = [Job(1, False, 1, make_request(model, prompt, defaults))]
+            line = lambda job, completion: completion.text
+        form = _begin(output, model, values, {"prompt": prompt})
+        tally = Tally(time.monotonic(), len(jobs))
+        as_text = values["output"] == "-" and values["logprobs"] is None
+        _answer(model, iter(jobs), output, line if as_text else form.line, Progress(tally), values)
+    _close(tally, values)
 
 
-def _completed(model, jobs: Iterator, rows: int, recorder) -> Iterator[list]:
-    """A few groups of jobs at a time, in their order, each job with its completion or None."""
+def _check_resume(values: dict, source: Input) -> None:
+    require(
+        "sha256" in source.identity,
+        f"--resume reads the input again from its beginning, which {source.name} has no more; give a file",
+    )
+    require(values["trace"] is None, "--trace notes one process alone; leave it out, or --resume")
+
+
+def _begin(output: Output, model, values: dict, source: dict[str, Any]) -> "Answers":
+    """Tell the output what is to be done; how the answers are written."""
+    from moejax.serving.answers import Answers
+    from moejax.serving.identity import crc32
+
+    begun = output.begin(
+        {
+            "moejax": moejax.__version__,
+            "created": int(os.environ.get("SOURCE_DATE_EPOCH") or time.time()),
+            "input": source,
+            "model": {"name": values["model"], "crc32": crc32(model) if values["output"] != "-" else None},
+            "settings": {name: values[name] for name in (*Sampling.__annotations__, *OTHER_SETTINGS)},
+        }
+    )
+    return Answers(values["model"], begun["created"], model.tokenizer)
+
+
+def _answer(
+    model, jobs: Iterator["Job"], output: Output, line: Callable[..., str], progress: Progress, values: dict
+) -> None:
+    """Answer every job; `line` makes the answer of a job and its completion."""
+    with progress, _tracing(values["trace"]) as recorder:
+        for job, completion in _completed(model, jobs, output, values["batch_rows"], recorder):
+            output.add(job.number, STATUS_BAD if completion is None else STATUS_OK, line(job, completion))
+            progress.add(completion)
+
+
+def _completed(
+    model, jobs: Iterator["Job"], output: Output, rows: int, recorder
+) -> Iterator[tuple["Job", "Completion | None"]]:
+    """Every job with its completion, None for a wrong one, in the order in which they are finished."""
     from moejax.serving.generate import complete
 
-    while window := list(itertools.islice(jobs, GROUPS * rows)):
-        good = [job for job in window if job.request]
-        done = complete(model, [job.request for job in good], rows, recorder)
-        completion_of = {good[i].number: completion for i, completion in done}
-        yield [(job, completion_of.get(job.number)) for job in window]
-
-
-def _check_trace(path: str | None) -> None:
-    """Refuse what no trace can be written to, before the work."""
-    if path is not None:
-        folder = Path(path).parent
-        require(folder.is_dir(), f"--trace={path}: there is no directory {str(folder)!r}; make it first")
-        require(not Path(path).is_dir(), f"--trace={path} is a directory; name a file in it")
+    while window := list(itertools.islice(jobs, WINDOW)):
+        for job in window:
+            output.expect(job.number)
+        yield from ((job, None) for job in window if job.request is None)
+        good = [job for job in window if job.request is not None]
+        for i, completion in complete(model, [job.request for job in good], rows, recorder):
+            yield good[i], completion
 
 
 @contextlib.contextmanager
@@ -151,30 +211,11 @@ def _tracing(path: str | None):
         recorder.trace().save(path)
 
 
-def _read_prompt() -> str:
-    try:
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 text: {error}") from None
-
-
-@contextlib.contextmanager
-def _open_input(path: str) -> Iterator[BinaryIO]:
-    if path == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        stream = open(path, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise UsageError(f"--input={path} cannot be read: {error.strerror}") from None
-    with stream:
-        yield stream
-
-
 def _load(values: dict):
     """The model; jax is first imported here, after all that can be refused without it."""
-    model = Path(values["model"])
-    require(model.is_dir(), f"--model={model} is no directory; give the --workdir of a training run")
+    from moejax.model_files.inspect import place
+
+    path = place(values["model"], values["offline"])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.WARNING)
     from moejax.model_io import load
@@ -182,38 +223,17 @@ def _load(values: dict):
     from moejax.serving.unroll import unrolled
 
     compile_cache.use()
-    return unrolled(causal(load(model, step=values["step"])))
+    return unrolled(causal(load(path, dtype=values["dtype"], step=values["step"])))
 
 
-class Tally:
-    """Counts answers and says on standard error how it goes: on a terminal always, else every few seconds."""
-
-    def __init__(self):
-        self.requests = self.errors = self._prompt_tokens = self._tokens = 0
-        self._begin = self._reported = time.monotonic()
-
-    def add(self, *completions) -> None:
-        """Count answers; None is an error."""
-        good = [completion for completion in completions if completion is not None]
-        self.requests += len(completions)
-        self.errors += len(completions) - len(good)
-        self._prompt_tokens += sum(completion.prompt_tokens for completion in good)
-        self._tokens += sum(len(completion.tokens) for completion in good)
-
-    def report_sometimes(self) -> None:
-        """Report if somebody watches or if it was long ago."""
-        now = time.monotonic()
-        if sys.stderr.isatty() or now - self._reported >= REPORT_SECONDS:
-            self.report()
-            self._reported = now
-
-    def report(self, before: str = "") -> None:
-        """Print one line."""
-        seconds = time.monotonic() - self._begin
-        print(
-            f"{before}requests={self.requests} errors={self.errors} prompt_tokens={self._prompt_tokens} "
-            f"tokens={self._tokens} seconds={seconds:.1f} tok/s={self._tokens / max(seconds, 1e-9):.0f}",
-            file=sys.stderr,
+def _close(tally: Tally, values: dict) -> None:
+    """Say what was done."""
+    now = time.monotonic()
+    print(*tally.closing(now), sep="\n", file=sys.stderr)
+    write_summary(values["summary"], tally.summary(now))
+    if tally.errors and values["strict"]:
+        raise DataError(
+            f"{tally.errors} of {tally.requests} lines could not be answered; the output says why"
         )
 
 

@@ -5,7 +5,6 @@ a request meets, and with them its text, do not depend on the other requests.
 """
 
 import collections
-import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
@@ -261,7 +260,7 @@ def prefill(params, sides, token_BT, rows: Rows, *, m, length: int):
 def decode(params, sides, rows: Rows, *, m):
     """(rows, drawn, count_B, seen): up to STEPS more tokens per row; the first `count_B` are there.
 
-    `drawn` is that of the rows, with a dim over the steps. With a probe, `seen` is that of `prefill`, with a leading dim over the steps.
+    `drawn` is that of the rows with a dim over the steps, and so is `seen` that of `prefill`, with a probe.
     """
 
     def unfinished(carry):

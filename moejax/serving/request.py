@@ -93,7 +93,7 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | Sequence[int]
     min_p: float | Sequence[float]
     stop: str | Sequence[str] | Sequence[Sequence[str]]
-    logprobs: int | None | Sequence[int | None]
+    logprobs: int | Sequence[int | None] | None
 
 
 def is_per_prompt(name: str, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Lines to requests and back: each kind of line, each way to get one wrong."""
+"""Lines to requests: each kind of line, each way to get one wrong."""
 
 import dataclasses
 import io
@@ -7,8 +7,7 @@ import json
 import pytest
 
 from moejax.serving import batch_file
-from moejax.serving.batch_file import Job, Reader, answer, read_lines
-from moejax.serving.generate import Completion
+from moejax.serving.batch_file import Job, Reader, read_lines
 from moejax.serving.request import Request, Sampling
 
 DEFAULTS = Sampling(max_tokens=7)
@@ -58,6 +57,8 @@ def test_the_first_character_decides_where_the_name_does_not(model):
 def test_an_openai_line(model):
     (job,) = jobs(model, openai(model="m", n=1, stop=None, max_tokens=3, temperature=0.5, user="u"))
     assert (job.is_openai, job.id, job.request.sampling) == (True, "a", Sampling(3, 0.5))
+    (job,) = jobs(model, openai(stop=["x", "y"], min_p=0.1, logprobs=5, n=1, echo=False, prompt=["hi"]))
+    assert job.request.sampling == Sampling(7, min_p=0.1, stop=("x", "y"), logprobs=5)
     (job,) = jobs(model, openai(max_tokens=None, prompt=[1, 50]))
     assert (job.request.tokens, job.request.sampling) == ((1, 50), DEFAULTS)
 
@@ -88,7 +89,18 @@ def test_an_openai_line(model):
         (openai(method="GET"), "invalid_value", "only POST is served"),
         (openai(n=10**9), "unsupported_value", "n=1000000000 is not served"),
         (openai(stream=True), "unsupported_value", "stream=True is not served"),
-        (openai(logprobs=2), "unsupported_value", "logprobs=2 is not served"),
+        (openai(echo=True), "unsupported_value", "echo=True is not served"),
+        (openai(logprobs=6), "invalid_value", "logprobs=6 must be from 0 to 5"),
+        (openai(logprobs=-1), "invalid_value", "logprobs=-1 must be from 0 to 20"),
+        (openai(logprobs=True), "invalid_type", "logprobs=True must be a whole number"),
+        (openai(stop=["a"] * 5), "invalid_value", "stop has 5 texts, at most 4"),
+        (openai(min_p=2), "invalid_value", "min_p=2 must be from 0 to 1"),
+        (openai(temperature=2.5), "invalid_value", "temperature=2.5 must be from 0 to 2"),
+        (openai(prompt=["a", "b"]), "unsupported_value", "a list of 2 prompts; give each a line"),
+        (openai(prompt=[1, 10**9]), "invalid_value", "is not a token id from 0 to 271"),
+        (openai(prompt=[]), "invalid_value", "the prompt is empty"),
+        (openai(tools=[{"type": "function"}]), "unsupported_value", "is not served"),
+        (b'{"id": true, "prompt": "a"}', "invalid_type", "id is True, not text"),
         (openai(custom_id=5), "invalid_type", "custom_id is 5, not text"),
         (
             b'{"custom_id": "a", "method": "POST", "url": "/v1/completions"}',
@@ -118,47 +130,15 @@ def test_the_second_use_of_an_id_is_refused(model):
         assert f"file:2: {name} 'a' is that of line 1" in str(second.error)
 
 
-COMPLETION = Completion("\u00e9!", (7, 8, 9), "length", 4)
-
-
-def test_plain_answers(model):
-    good, bad = jobs(model, b'{"id": "a", "prompt": "x"}\n{"id": "b"}')
-    assert json.loads(answer(good, COMPLETION, "m")) == {
-        "id": "a",
-        "text": "\u00e9!",
-        "finish_reason": "length",
-        "prompt_tokens": 4,
-        "completion_tokens": 3,
-    }
-    assert json.loads(answer(bad, None, "m")) == {
-        "id": "b",
-        "error": {
-            "message": "file:2: prompt is missing",
-            "type": "invalid_request_error",
-            "param": "prompt",
-            "code": "missing_parameter",
-        },
-    }
-
-
-def test_openai_answers(model):
-    good, bad, broken = jobs(model, openai("a") + b"\n" + openai("b", n=2) + b"\n{")
-    row = json.loads(answer(good, COMPLETION, "m"))
-    assert set(row) == {"id", "custom_id", "response", "error"}
-    assert (row["custom_id"], row["error"], row["response"]["status_code"]) == ("a", None, 200)
-    body = row["response"]["body"]
-    assert (body["object"], body["model"]) == ("text_completion", "m")
-    assert body["choices"] == [{"text": "\u00e9!", "index": 0, "logprobs": None, "finish_reason": "length"}]
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
-    for job, own_id, param in ((bad, "b", "n"), (broken, None, None)):
-        row = json.loads(answer(job, None, "m"))
-        assert (row["custom_id"], row["error"], row["response"]["status_code"]) == (own_id, None, 400)
-        assert row["response"]["body"]["error"]["param"] == param
-
-
-def test_answers_are_ascii(model):
-    (job,) = jobs(model, b'{"id": "\\ud800", "prompt": "x"}')
-    assert answer(job, COMPLETION, "m").isascii()
+def test_of_answered_lines_only_the_ids_are_noted(model):
+    lines = [openai("a"), b"{", openai("b"), openai("a"), openai("c", n=2), b"x"]
+    reader = Reader(model, DEFAULTS, "file", True)
+    left = list(reader.jobs(read_lines(io.BytesIO(b"\n".join(lines))), answered={1, 2, 5}))
+    assert [(job.number, job.id, job.error and job.error.code) for job in left] == [
+        (3, "b", None),
+        (4, "a", "duplicate_id"),
+        (6, None, "invalid_json"),
+    ]
 
 
 CHAT = "/v1/chat/completions"
@@ -183,21 +163,12 @@ def test_a_line_may_hold_a_conversation(talker):
     for job in (plain, openai_line):
         assert (job.request.tokens, job.is_chat, job.error) == (tokens, True, None)
     (job,) = jobs(talker, chat_line(messages=HELLO, max_completion_tokens=3, model="m"))
-    assert job.request.sampling.max_tokens == 3
-
-
-def test_the_answer_to_a_conversation(talker):
-    (job,) = jobs(talker, chat_line(messages=HELLO))
-    body = json.loads(answer(job, Completion("text", (5, 6), "stop", 3), "name"))["response"]["body"]
-    assert (body["object"], body["id"], body["usage"]["total_tokens"]) == ("chat.completion", "chatcmpl-1", 5)
-    assert body["choices"] == [
-        {
-            "message": {"role": "assistant", "content": "text"},
-            "index": 0,
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ]
+    assert job.request.sampling == Sampling(3)
+    for given, wanted in (({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 7}, 7)):
+        (job,) = jobs(talker, chat_line(messages=HELLO, **given))
+        assert job.request.sampling.logprobs == wanted
+    (job,) = jobs(talker, chat_line(messages=HELLO, logprobs=False))
+    assert job.request.sampling.logprobs is None
 
 
 @pytest.mark.parametrize(
@@ -212,6 +183,10 @@ def test_the_answer_to_a_conversation(talker):
         ),
         (chat_line(["/v1/completions"], messages=HELLO), "url is"),
         (chat_line(messages=[]), "messages is empty"),
+        (chat_line(messages=HELLO, logprobs=3), "logprobs=3 must be true or false"),
+        (chat_line(messages=HELLO, top_logprobs=3), "top_logprobs takes logprobs=true"),
+        (chat_line(messages=HELLO, logprobs=True, top_logprobs=21), "top_logprobs=21 must be"),
+        (chat_line(messages=HELLO, logprobs=True, top_logprobs=True), "top_logprobs=True must be"),
         (chat_line(messages=HELLO, chat_template="{{ 1 }}"), "no parameter 'chat_template'"),
     ],
 )

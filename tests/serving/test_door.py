@@ -1,11 +1,15 @@
 """serve.py from the outside: flags, files, pipes, exit codes."""
 
+import dataclasses
 import io
+import itertools
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import moejax
@@ -58,13 +62,15 @@ def test_a_file_of_requests(saved, model, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[-1].startswith("done: requests=3 errors=1 prompt_tokens=12 tokens=30 ")
+    done, first, per_token = captured.err.splitlines()
+    assert done.startswith("done: requests=3 errors=1 prompt_tokens=12 tokens=30 ")
+    assert first.startswith("ttft_p50=") and per_token.startswith("tpot_p50=")
     assert serve(saved, f"--input={requests}", "--strict", "--batch_rows=4") == 65
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_answers_keep_their_order_over_many_windows(saved, monkeypatch, capsys):
-    monkeypatch.setattr("moejax.serving.door.GROUPS", 1)
+    monkeypatch.setattr("moejax.serving.door.WINDOW", 4)
     count = 11
     piped(monkeypatch, b"".join(b"%s\n" % (b"x" * (1 + 7 * i % 9)) for i in range(count)))
     assert serve(saved, "--input=-", "--batch_rows=4") == 0
@@ -86,9 +92,10 @@ def test_a_prompt_is_answered_as_text(saved, model, monkeypatch, capsys):
     ("flags", "words"),
     [
         (["--prompt=a", "--model="], "--model is missing"),
-        (["--prompt=a", "--model=nowhere"], "--model=nowhere is no directory"),
+        (["--prompt=a", "--model=nowhere", "--offline"], "there is no directory 'nowhere'"),
+        (["--prompt=a", "--model=./nowhere.gguf"], "there is no file or directory './nowhere.gguf'"),
+        (["--prompt=a", "--dtype=bfloat16"], "is computed in the dtype of its config.json"),
         (["--prompt=a", "--model=."], "has no config.json"),
-        ([], "give either --prompt"),
         (["--prompt=a", "--input=b"], "give either --prompt"),
         (["--prompt="], "the prompt is empty"),
         (["--prompt=a", "--temperature=3"], "temperature=3.0 must be from 0 to 2"),
@@ -100,6 +107,12 @@ def test_a_prompt_is_answered_as_text(saved, model, monkeypatch, capsys):
         (["--prompt=a", "--batch_rows=0"], "batch_rows"),
         (["--prompt=a", "--trace=no/where"], "--trace=no/where: there is no directory 'no'"),
         (["--prompt=a", "--trace=."], "--trace=. is a directory"),
+        (["--prompt=a", "--summary=."], "--summary=. is a directory"),
+        (["--prompt=a", "--stop="], "has an empty text"),
+        (["--prompt=a", "--logprobs=21"], "logprobs=21 must be from 0 to 20"),
+        (["--prompt=a", "--resume", "--output=out"], "--resume goes on with a file of requests"),
+        (["--input=a", "--resume"], "--resume goes on with a file; give --output=FILE"),
+        (["--input=-", "--resume", "--output=out"], "which standard input has no more"),
     ],
 )
 def test_what_cannot_work_is_refused(saved, tmp_path, monkeypatch, capsys, flags, words):
@@ -148,3 +161,98 @@ def test_a_reader_that_goes_away_ends_it_quietly(saved):
 def test_the_model_is_not_touched(saved):
     names = sorted(str(path.relative_to(saved)) for path in saved.rglob("*"))
     assert not any("lock" in name or "corrupt" in name for name in names)
+
+
+def test_a_prompt_with_every_setting(saved, model, tmp_path):
+    flags = ["--temperature=1", "--top_k=9", "--top_p=0.9", "--min_p=0.01", "--seed=-5", "--logprobs=1"]
+    output = tmp_path / "out.json"
+    assert serve(saved, "--prompt=a", *flags, "--stop=never", "--stop=nor this", f"--output={output}") == 0
+    settings = {"temperature": 1.0, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "seed": -5, "logprobs": 1}
+    wanted = generate(model, ["a"], max_tokens=15, batch_rows=1, **settings)[0]
+    row = json.loads(output.read_text())
+    assert row["text"] == wanted.text
+    found = [likely.log_prob for likely in wanted.logprobs]
+    assert row["logprobs"]["token_logprobs"] == pytest.approx(found, abs=1e-5)
+
+
+def test_without_a_prompt_it_shows_what_it_can(saved, capsys):
+    assert serve(saved) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("> ") >= 3 and "> def fibonacci(n):" in captured.out
+    assert captured.err.startswith("done: requests=3 errors=0 ")
+
+
+def test_a_summary(saved, monkeypatch, tmp_path):
+    piped(monkeypatch, b"a\nb\n" + b"x" * 99)
+    path = tmp_path / "summary.json"
+    assert serve(saved, "--input=-", f"--summary={path}") == 0
+    found = json.loads(path.read_text())
+    assert (found["requests"], found["errors"], found["completion_tokens"]) == (3, 1, 30)
+    assert found["time_to_first_token"]["p50"] > 0 < found["time_per_output_token"]["p99"]
+    assert "expert_load" not in found
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(monkeypatch, after):
+    """Let a job end with an error after so many answers."""
+    from moejax.serving.journal import Journal
+
+    add, count = Journal.add, itertools.count(1)
+
+    def add_or_stop(self, *answer):
+        add(self, *answer)
+        if next(count) == after:
+            raise Stopped
+
+    monkeypatch.setattr(Journal, "add", add_or_stop)
+
+
+def test_a_job_goes_on_where_it_stopped(saved, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "7")
+    requests, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"id": i, "prompt": "x" * (1 + 7 * i % 9), "max_tokens": 1 + i % 3} for i in range(20)]
+    requests.write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    flags = (f"--input={requests}", f"--output={output}", "--batch_rows=4")
+    assert serve(saved, *flags) == 0
+    whole = output.read_bytes()
+    output.unlink()
+    with monkeypatch.context() as patch:
+        stopping(patch, after=9)
+        assert serve(saved, *flags) == 70
+    part = tmp_path / "out.jsonl.part"
+    answered = part.read_bytes()
+    assert serve(saved, *flags) == 2
+    assert "has 9 answers of a job that was stopped; --resume goes on" in capsys.readouterr().err
+    assert serve(saved, *flags, "--resume", "--seed=5") == 65
+    assert "settings.seed was 0, is now 5" in capsys.readouterr().err
+    requests.write_text(requests.read_text() + "{}\n")
+    assert serve(saved, *flags, "--resume") == 65
+    assert "input.sha256 was" in capsys.readouterr().err
+    requests.write_text(requests.read_text()[:-3])
+    assert part.read_bytes() == answered
+    assert serve(saved, *flags, "--resume", "--strict") == 65  # the wrong line was answered before
+    assert output.read_bytes() == whole
+    assert "done: requests=21 errors=1 " in capsys.readouterr().err
+    assert serve(saved, *flags, "--resume") == 0
+    assert "out.jsonl is whole already" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.jsonl"]
+
+
+def test_another_model_does_not_go_on(saved, model, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "model"
+    moejax.save(model, path)
+    flags = ("--input=in.txt", "--output=out", "--max_tokens=2", "--model=model")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_text("a\nb\nc\n")
+    with monkeypatch.context() as patch:
+        stopping(patch, after=1)
+        assert main(PROGRAM, flags) == 70
+    params = jax.tree.map(lambda x: x, model.params)
+    params["unembed"] = params["unembed"].at[5, 5].add(1e-6)
+    shutil.rmtree(path)
+    moejax.save(dataclasses.replace(model, params=params), path)
+    assert main(PROGRAM, [*flags, "--resume"]) == 65
+    assert "model.crc32 was" in capsys.readouterr().err
