@@ -17,6 +17,7 @@ from moejax import overrides
 from moejax.errors import CheckpointError, UsageError
 from moejax.losses.loss_free import LossFreeBias
 from moejax.training.checkpoint import Checkpointer
+from moejax.seams import Scorer
 from moejax.training.data.tokenizer import byte_tokenizer
 
 TEXTS = [[1, 104, 105], [1, 104]]
@@ -125,16 +126,14 @@ def test_load_reads_the_parameters_of_a_run_and_what_its_controller_learned(mode
 
 
 def test_load_says_what_it_expected(model, tmp_path):
-    with pytest.raises(
-        UsageError, match=r"there is no directory .*; a model is a directory with config\.json"
-    ):
+    with pytest.raises(UsageError, match=r"there is no file or directory .*, and it is no name such as"):
         moejax.load(tmp_path / "none")
-    with pytest.raises(UsageError, match=r"has no config\.json and no tokenizer\.json; a model is"):
+    with pytest.raises(UsageError, match=r"has no config\.json, so it holds no model; a model is"):
         moejax.load(tmp_path)
     run_directory(tmp_path / "young", model, base.tiny())
     with pytest.raises(CheckpointError, match="no checkpoint in the directory yet"):
         moejax.load(tmp_path / "young")
-    (tmp_path / "young" / "config.json").write_text('{"model_type": "mixtral"}')
+    (tmp_path / "young" / "config.json").write_text('{"model": "mixtral"}')
     with pytest.raises(UsageError, match=r"is no config\.json of a run"):
         moejax.load(tmp_path / "young")
 
@@ -154,7 +153,7 @@ def test_load_refuses_damage_and_another_model(model, tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
-class MyRouter:
+class MyRouter(Scorer):
     """A strategy that moejax does not know."""
 
     k: int = 2
@@ -168,5 +167,5 @@ def test_load_resolves_only_known_strategies(model, tmp_path):
     file.write_text(json.dumps(whole))
     with pytest.raises(UsageError, match=r"'MyRouter', which is not among the known ones.*Linear"):
         moejax.load(tmp_path / "own")
-    with pytest.raises(AttributeError, match="specs"):  # it is taken; this one just cannot do a router's work
-        moejax.load(tmp_path / "own", strategies=[MyRouter])
+    loaded = moejax.load(tmp_path / "own", strategies=[MyRouter])
+    assert loaded.cfg.groups[0].blocks[0].ffn.scorer == MyRouter(k=3)

@@ -43,6 +43,7 @@ def answer(
         counts.steps += 1
         counts.rows += step.result.plan.num_rows
         counts.expert_loads += step.result.expert_loads
+        counts.shared = state.found
         done = {job.id: reason == "stop" for job, reason in step.finished}
         for drawn in step.written:
             likelihood = () if drawn.likelihood is None else (drawn.likelihood,)

@@ -89,6 +89,10 @@ class ServeState:
         """Whether the cache could ever hold the job."""
         return self.pages.needed(len(job.prompt) + job.max_new - 1) <= self.pages.count
 
+    def length(self, job: Job) -> int:
+        """Positions of the text that a waiting job begins with: more than its prompt if it wrote before."""
+        return len(job.prompt) + len(self._written.get(job.id, ()))
+
     def admit(self, job: Job, spare: int = 0) -> Running | None:
         """Give a waiting job a slot and pages for its text; None if there is no room now.
 
