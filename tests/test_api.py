@@ -16,8 +16,8 @@ from configs import base
 from moejax import overrides
 from moejax.errors import CheckpointError, UsageError
 from moejax.losses.loss_free import LossFreeBias
-from moejax.training.checkpoint import Checkpointer
 from moejax.seams import Scorer
+from moejax.training.checkpoint import Checkpointer
 from moejax.training.data.tokenizer import byte_tokenizer
 
 TEXTS = [[1, 104, 105], [1, 104]]
