@@ -87,6 +87,7 @@ def test_room_is_made_by_the_latest():
     assert [work.run for work in state.write()] == [first], "the second had to go as well"
     assert [job.id for job in state.waiting] == [1, 2]
     state.finish(first)
+    assert state.length(state.waiting[0]) == 5
     again = state.admit(state.waiting[0])
     assert again.text == [10, 11, 12, 13, 98] and again.given == 5 and again.visit == 3
     assert again.end == second.end, "tokens from before count"

@@ -51,7 +51,7 @@ class Packing(Scheduler):
     def _pack(self, state: ServeState) -> list[list[Job]]:
         """Bins of the prompts for which there are slots, in the order of their earliest."""
         jobs = [job for job, _ in zip(state.waiting, range(state.free_slots), strict=False)]
-        bins = pack([min(len(job.prompt), self.capacity) for job in jobs], self.capacity)
+        bins = pack([min(state.length(job), self.capacity) for job in jobs], self.capacity)
         return [[jobs[i] for i in sorted(indices)] for indices in sorted(bins, key=min)]
 
 

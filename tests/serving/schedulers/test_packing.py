@@ -84,3 +84,12 @@ def test_packed_and_not():
 def test_no_room():
     with pytest.raises(UsageError, match=r"scheduler\.capacity=0 must be at least 1"):
         Packing(0)
+
+
+def test_who_comes_back_is_as_long_as_its_text():
+    """Two requests of 4 and 2 outgrow 9 positions; the second comes back longer, and no bin overflows."""
+    jobs = jobs_of([4, 2, 2], max_new=5)
+    served = toy.run(jobs, Packing(5), toy.Setup(pages=9, page_size=1, sharing=False))
+    assert served.texts == {job.id: toy.text_of(job) for job in jobs}
+    assert any(work.run.given > len(work.run.job.prompt) for plan in served.plans for work in plan.works)
+    assert max(plan.num_rows for plan in served.plans) <= 5
