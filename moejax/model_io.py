@@ -24,6 +24,7 @@ def load(
     *,
     dtype: str | None = None,
     offline: bool = False,
+    keep_quantised: bool = False,
     strategies: Iterable[type] = (),
     step: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -39,6 +40,8 @@ def load(
       dtype: of a foreign model: float32 or bfloat16, to round its tensors to and to compute in; None takes
         that of its tensors.
       offline: look for a name only in the cache of the hub.
+      keep_quantised: of a GGUF file: weights in 8 or 4 bits (Q8_0, Q4_0, Q4_1) stay so in memory and become
+        numbers when used, on one device; such a model can be run, but not trained or saved.
       strategies: frozen dataclasses of your own that the config of a run may name, beside those of moejax.
       step: of a run: which checkpoint; None takes the newest one that is whole.
       progress: is told the name of every parameter that is complete.
@@ -64,9 +67,14 @@ def load(
         kind is not Kind.MOEJAX or dtype is None,
         f"{place} is computed in the dtype of its config.json; dtype={dtype!r} is for foreign models",
     )
+    require(
+        kind is Kind.GGUF or not keep_quantised,
+        f"keep_quantised=True is for GGUF files; {place} is a {kind} model",
+    )
     if kind is Kind.MOEJAX:
         return saved_model.load(place, strategies, step)
-    return _foreign(kind).load(place, dtype, progress)
+    options = {"keep_quantised": True} if keep_quantised else {}
+    return _foreign(kind).load(place, dtype, progress, **options)
 
 
 def save(

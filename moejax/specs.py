@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from moejax import sharding
 from moejax.errors import CheckpointError
+from moejax.quantised import is_quantised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def count_active(specs) -> int:
 def check(params, specs) -> None:
     """Raise CheckpointError unless `params` has exactly the declared paths, shapes and dtypes."""
     wanted = dict(leaves(specs))
-    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=is_quantised)
     found = {path_name(path): leaf for path, leaf in flat}
     problems = [f"params[{name!r}] is missing" for name in wanted if name not in found]
     problems += [f"params[{name!r}] is not in the config" for name in found if name not in wanted]
@@ -117,6 +118,8 @@ def check(params, specs) -> None:
         if tuple(leaf.shape) != spec.shape:
             dims = " ".join(str(dim) for dim in spec.dims)
             problems.append(f"{here} {tuple(leaf.shape)}, the config asks for {spec.shape} ({dims})")
+        elif is_quantised(leaf):
+            problems.append(f"{here} kept as blocks of integers; load the model without keep_quantised")
         elif str(leaf.dtype) != spec.dtype:
             problems.append(f"{here} {leaf.dtype}, the config asks for {spec.dtype}")
     if problems:

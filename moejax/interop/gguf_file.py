@@ -5,7 +5,7 @@ from pathlib import Path
 from moejax import durable
 from moejax.config import require
 from moejax.errors import StorageError
-from moejax.interop.gguf import vocabulary
+from moejax.interop.gguf import kept, vocabulary
 from moejax.interop.gguf.architectures import hub_config, hub_model
 from moejax.interop.gguf.header import float32
 from moejax.interop.gguf.hub_out import Planned, outgoing
@@ -17,12 +17,13 @@ from moejax.interop.tokenizer import gguf as gguf_tokenizer
 from moejax.serving.model import Model
 
 
-def load(path: Path, dtype: str | None, progress) -> Model:
+def load(path: Path, dtype: str | None, progress, keep_quantised: bool = False) -> Model:
     """See `moejax.load`; everything is checked before the first tensor is read."""
     config, source = hub_model(path)
     description = directory.describe(config, str(path))
     tokenizer = gguf_tokenizer.read(source.metadata, str(path))
-    m, params = directory.read(source, description, dtype, progress)
+    read = kept.read if keep_quantised else directory.read
+    m, params = read(source, description, dtype, progress)
     return Model(m, params, tokenizer, description.context, origin=description.config)
 
 

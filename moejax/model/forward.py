@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from moejax import sharding
 from moejax import specs as sp
+from moejax import weights
 from moejax.model import stack
 from moejax.ops import norm
 from moejax.ops.cross_entropy import Unembedding
@@ -40,13 +40,12 @@ def init_cache(m, num_slots: int, length: int):
 
 def embed(params, m, token_BT):
     """Rows of the embedding table, scaled; the scale is rounded to the dtype of activations."""
-    table_VD = sharding.whole(params["embed"])
-    return table_VD.at[token_BT].get(out_sharding=sharding.out("BTD")).astype(m.dtype) * m.embed_scale
+    return weights.rows(params["embed"], token_BT).astype(m.dtype) * m.embed_scale
 
 
 def unembedding(params, m) -> Unembedding:
     """What turns hidden states into logits, ready to be used."""
-    table_VD = sharding.gather(params["embed" if m.tied else "unembed"]).astype(m.dtype)
+    table_VD = weights.table(params["embed" if m.tied else "unembed"], m.dtype)
     return Unembedding(table_VD, params.get("unembed_bias"), m.logit_scale)
 
 

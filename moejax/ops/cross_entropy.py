@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from moejax import sharding
+from moejax import sharding, weights
 
 CHUNK_TOKENS, MAX_CHUNKS = 512, 8
 
@@ -26,8 +26,7 @@ class Unembedding:
 
     def logits(self, hidden_BTD):
         """In at least f32; the vocabulary may be split over devices."""
-        where = sharding.out("BTV")
-        logits_BTV = jnp.einsum("BTD,VD->BTV", hidden_BTD, self.table_VD, out_sharding=where)
+        logits_BTV = weights.table_product(hidden_BTD, self.table_VD)
         logits_BTV = logits_BTV.astype(jnp.promote_types(logits_BTV.dtype, jnp.float32))
         if self.bias_V is not None:
             logits_BTV += self.bias_V[None, None]

@@ -16,6 +16,7 @@ LAYER_OF = {
     "moejax.chat_worker": "text",
     "moejax.tokenizer": "text",
     "moejax.report": "report",
+    "moejax.quantised": "settings",
     "moejax.sharding": "core",
     "moejax.specs": "core",
     "moejax.seams": "core",

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -56,15 +56,24 @@ class GgufFile:
         return TensorInfo(tensor.shape, quants.dtype(tensor.kind), tensor.path)
 
     def read(self, name: str, index: Index = ()) -> np.ndarray:
-        tensor = self.tensors[name]
-        picks = [_pick(own, length) for own, length in itertools.zip_longest(index, tensor.shape)]
+        kind = self.tensors[name].kind
+        return self.decoded(name, index, self.info(name), lambda raw_RB: quants.decode(raw_RB, kind))
+
+    def decoded(self, name: str, index: Index, info: TensorInfo, decode: Callable) -> np.ndarray:
+        """A part of what `decode` makes of a tensor's rows.
+
+        Args:
+          info: of the whole of it; all dims but the last are the tensor's.
+          decode: rows of bytes (uint8) to rows of numbers.
+        """
+        picks = [_pick(own, length) for own, length in itertools.zip_longest(index, info.shape)]
         last = slice(*picks[-1])
         rows = math.prod(stop - start for start, stop in picks[:-1])
-        out_RD = np.empty((rows, last.stop - last.start), quants.dtype(tensor.kind))
+        out_RD = np.empty((rows, last.stop - last.start), info.dtype)
         done = 0
-        for part_RD in _parts(tensor, list(_runs(tensor.shape[:-1], picks[:-1]))):
-            out_RD[done : done + len(part_RD)] = part_RD[:, last]
-            done += len(part_RD)
+        for raw_RB in _parts(self.tensors[name], list(_runs(info.shape[:-1], picks[:-1]))):
+            out_RD[done : done + len(raw_RB)] = decode(raw_RB)[:, last]
+            done += len(raw_RB)
         numbers = {dim for dim, own in enumerate(index) if not isinstance(own, slice)}
         return out_RD.reshape([stop - start for dim, (start, stop) in enumerate(picks) if dim not in numbers])
 
@@ -132,7 +141,7 @@ def _runs(shape: tuple[int, ...], picks: list[tuple[int, int]]) -> Iterator[tupl
 
 
 def _parts(tensor: Tensor, runs: list[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """The rows of these runs, some at a time."""
+    """The rows of these runs as bytes, some at a time."""
     row = quants.row_bytes(tensor.kind, tensor.shape[-1])
     step = max(1, CHUNK_BYTES // row)
     with opened(Path(tensor.path)) as fd:
@@ -140,4 +149,4 @@ def _parts(tensor: Tensor, runs: list[tuple[int, int]]) -> Iterator[np.ndarray]:
             for at in range(first, first + count, step):
                 raw_RB = np.empty((min(step, first + count - at), row), np.uint8)
                 read_into(fd, memoryview(raw_RB).cast("B"), tensor.at + at * row)
-                yield quants.decode(raw_RB, tensor.kind)
+                yield raw_RB

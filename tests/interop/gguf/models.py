@@ -48,24 +48,21 @@ def shapes(model: str, tied: bool = False) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in found.items()}
 
 
-def write(path, model: str, *, tied=False, metadata=None, tokens=None, extra=None, kinds=None):
+def write(path, model: str, *, tied=False, metadata=None, extra=None, kinds=None):
     """A file of random weights.
 
     Args:
       model: a key of METADATA.
-      metadata: keys of the architecture's own prefix beside the usual ones; None leaves one out.
-      tokens: of a vocabulary.
+      metadata: keys of the architecture's own prefix, or of the tokenizer's, beside the usual ones; None
+        leaves one out.
       extra: more tensors by name.
       kinds: a type for some tensors; the others are F32.
     """
     architecture = "llama" if model == "mixtral" else model
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value in (METADATA[model] | (metadata or {})).items():
+    for key, value in ({"tokenizer.ggml.model": "none"} | METADATA[model] | (metadata or {})).items():
         if value is not None:
-            _add(writer, f"{architecture}.{key}", value)
-    if tokens:
-        writer.add_token_list(tokens)
-        writer.add_token_scores([0.5] * len(tokens))
+            _add(writer, key if key.startswith("tokenizer.") else f"{architecture}.{key}", value)
     rng = np.random.default_rng(7)
     random = {name: _random(rng, name, shape) for name, shape in shapes(model, tied).items()}
     for name, value in (random | (extra or {})).items():

@@ -23,8 +23,9 @@ def run(directory, first: int, count: int) -> dict[str, int]:
 
 
 def toys(directory) -> None:
+    tokens = {"tokenizer.ggml.tokens": ["a", "bc", "def"], "tokenizer.ggml.scores": [0.5, 1.5, 2.5]}
     for model in models.METADATA:
-        models.write(directory / f"{model}.gguf", model, tokens=["a", "bc", "def"])
+        models.write(directory / f"{model}.gguf", model, metadata=tokens)
 
 
 def test_damaged_files_are_refused_in_words(tmp_path):
