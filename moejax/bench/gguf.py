@@ -51,7 +51,7 @@ class GgufAgreement:
     models: tuple[str, ...]  # paths
     text: str  # path
     tokens: int = 4096
-    window: int = 512  # tokens of each text that a model sees, from its beginning
+    window: int = 4096  # tokens of each text that a model sees, from its beginning
     python: str = sys.executable  # has llama-cpp-python
 
 
@@ -72,6 +72,7 @@ class Sums:
 
 
 Texts = np.ndarray  # int32 [texts, window]
+# Logits come ROWS at a time, or what is left of a text.
 Peer = Callable[[str, Texts], contextlib.AbstractContextManager[tuple[dict, Iterator[np.ndarray]]]]
 
 
@@ -87,9 +88,7 @@ def run(cfg: GgufAgreement, peer: Peer | None = None) -> Report:
         texts = texts_of(model, pathlib.Path(cfg.text).read_text(encoding="utf-8"), cfg)
         with peer(path, texts) as (about, answers):
             versions |= {"llama-cpp-python": about["version"]}
-            sums = sum(
-                (compare_text(model, text, own) for text, own in zip(texts, answers, strict=True)), Sums()
-            )
+            sums = sum((compare_text(model, text, answers) for text in texts), Sums())
         measures += _measures(pathlib.Path(path).stem, sums)
     return Report(
         name="agreement with llama.cpp on GGUF files",
@@ -117,18 +116,14 @@ def texts_of(model: Model, text: str, cfg: GgufAgreement) -> Texts:
     return np.array([prefix + ids[at : at + step] for at in range(0, len(ids) - step + 1, step)], np.int32)
 
 
-def compare_text(model: Model, ids_T: np.ndarray, theirs_TV: np.ndarray) -> Sums:
-    """What both say of one text."""
+def compare_text(model: Model, ids_T: np.ndarray, answers: Iterator[np.ndarray]) -> Sums:
+    """What both say of one text; the next ROWS logits of theirs come as they are asked for."""
     ours_TV = api.forward(model.params, model.cfg, jnp.asarray(ids_T[None])).logits[0]
-    parts = range(0, len(ids_T), ROWS)
-    targets_T = np.append(ids_T[1:], -1)
-    return sum(
-        (
-            compare(np.asarray(ours_TV[at : at + ROWS]), theirs_TV[at : at + ROWS], targets_T[at : at + ROWS])
-            for at in parts
-        ),
-        Sums(),
-    )
+    targets_T, sums = np.append(ids_T[1:], -1), Sums()
+    for at in range(0, len(ids_T), ROWS):
+        own = slice(at, at + ROWS)
+        sums += compare(np.asarray(ours_TV[own]), next(answers), targets_T[own])
+    return sums
 
 
 def compare(ours_TV: np.ndarray, theirs_TV: np.ndarray, target_T: np.ndarray) -> Sums:
@@ -191,8 +186,10 @@ def _llama_cpp(python: str) -> Peer:
                 for ids_T in texts:
                     own.stdin.write(ids_T.tobytes())
                     own.stdin.flush()
-                    size = 4 * window * about["vocab"]
-                    yield np.frombuffer(own.stdout.read(size), np.float32).reshape(window, -1)
+                    for at in range(0, window, ROWS):
+                        rows = min(ROWS, window - at)
+                        raw = own.stdout.read(4 * rows * about["vocab"])
+                        yield np.frombuffer(raw, np.float32).reshape(rows, -1)
 
             yield about, answers()
             own.stdin.close()
@@ -204,7 +201,10 @@ def define(values: flags.FlagValues) -> None:
     """The flags of the benchmark."""
     flags.DEFINE_list("models", [], "paths of GGUF files", flag_values=values)
     flags.DEFINE_string("text", "", "path of a text", flag_values=values)
-    for name, default, meaning in (("tokens", 4096, "of the text"), ("window", 512, "tokens seen at a time")):
+    for name, default, meaning in (
+        ("tokens", 4096, "of the text"),
+        ("window", 4096, "tokens seen at a time"),
+    ):
         flags.DEFINE_integer(name, default, meaning, lower_bound=2, flag_values=values)
     flags.DEFINE_string("python", sys.executable, "a Python that has llama-cpp-python", flag_values=values)
     flags.DEFINE_string("json", None, "write the report there too", flag_values=values)

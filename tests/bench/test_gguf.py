@@ -59,7 +59,8 @@ def stand_in(model, noise: float):
         def answers():
             for ids_T in texts:
                 logits_TV = np.asarray(moejax.forward(model.params, model.cfg, ids_T[None]).logits[0])
-                yield logits_TV + noise * np.random.default_rng(0).normal(size=logits_TV.shape)
+                logits_TV = logits_TV + noise * np.random.default_rng(0).normal(size=logits_TV.shape)
+                yield from np.split(logits_TV, range(gguf.ROWS, len(logits_TV), gguf.ROWS))
 
         yield {"version": "none"}, answers()
 
@@ -67,7 +68,8 @@ def stand_in(model, noise: float):
 
 
 @pytest.mark.parametrize(("noise", "holds"), [(0.0, True), (0.5, False)])
-def test_the_claim_is_of_the_whole_text(tmp_path, model, noise, holds):
+def test_the_claim_is_of_the_whole_text(tmp_path, model, noise, holds, monkeypatch):
+    monkeypatch.setattr(gguf, "ROWS", 10)
     (tmp_path / "text.txt").write_text("The quick brown fox. " * 40)
     cfg = gguf.GgufAgreement((str(tmp_path / "m.gguf"),), str(tmp_path / "text.txt"), tokens=100, window=33)
     texts = gguf.texts_of(model, (tmp_path / "text.txt").read_text(), cfg)
