@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moejax.errors import UsageError
+from moejax.serving.pages import Pages
 from moejax.serving.schedulers.fcfs import Fcfs
 from moejax.serving.schedulers.packing import Packing, pack
 from moejax.serving.simulated import Latency
-from moejax.serving.state import Job
+from moejax.serving.state import Job, ServeState
 from tests.serving import toy
 
 LENGTHS = [7, 3, 5, 2, 1, 4]
@@ -87,9 +88,14 @@ def test_no_room():
 
 
 def test_who_comes_back_is_as_long_as_its_text():
-    """Two requests of 4 and 2 outgrow 9 positions; the second comes back longer, and no bin overflows."""
-    jobs = jobs_of([4, 2, 2], max_new=5)
-    served = toy.run(jobs, Packing(5), toy.Setup(pages=9, page_size=1, sharing=False))
-    assert served.texts == {job.id: toy.text_of(job) for job in jobs}
-    assert any(work.run.given > len(work.run.job.prompt) for plan in served.plans for work in plan.works)
-    assert max(plan.num_rows for plan in served.plans) <= 5
+    """4 and 3 positions fit into a bin of 8 until the second has written 2 tokens."""
+    state = ServeState(2, Pages(20, 1), num_layers=1)
+    state.waiting.extend(jobs_of([4, 3], max_new=5))
+    packing = Packing(8)
+    packing.start(state)
+    assert [work.count for work in packing.plan(state, 0.0)] == [4, 3]
+    first, second = state.running.values()
+    second.text += [1, 2]
+    state.preempt(second)
+    state.preempt(first)
+    assert [[work.count for work in packing.plan(state, 0.0)] for _ in range(2)] == [[4], [5]]
