@@ -89,7 +89,7 @@ def test_no_room():
 
 def test_who_comes_back_is_as_long_as_its_text():
     """4 and 3 positions fit into a bin of 8 until the second has written 2 tokens."""
-    state = ServeState(2, Pages(20, 1), num_layers=1)
+    state = ServeState(2, Pages(20, 1, sharing=False), num_layers=1)
     state.waiting.extend(jobs_of([4, 3], max_new=5))
     packing = Packing(8)
     packing.start(state)
