@@ -1,0 +1,151 @@
+"""F20 and F21: batch files with wrong lines, and batches that are killed or run out of disk."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+
+import filelock
+import jax
+import pytest
+
+import moejax
+from moejax.training.data.tokenizer import byte_tokenizer
+from tests.faults import recipe
+from tests.faults.server import CONTEXT, Server, bad_lines, good_line, huge_line
+
+COUNT = 2000  # lines of F20
+SHARE = 10  # one line in so many is wrong
+KILLS = 4
+
+
+@pytest.fixture(scope="session")
+def serve(shared) -> Server:
+    """Starts serve.py: `serve(requests, output, *flags)`."""
+    model = shared / "served"
+    with filelock.FileLock(shared / "served.lock"):
+        if not model.exists():
+            cfg = recipe.config().model
+            params = moejax.init(jax.random.key(0), cfg)
+            moejax.save(moejax.Model(cfg, params, byte_tokenizer(), CONTEXT), model)
+    return Server(model, shared / "cache" / "xla")
+
+
+@pytest.fixture(scope="module")
+def batch(serve, tmp_path_factory):
+    """(requests, answers of an undisturbed run)."""
+    folder = tmp_path_factory.mktemp("batch")
+    requests, output = folder / "in.jsonl", folder / "out.jsonl"
+    rng = random.Random(1)
+    lines = [good_line(rng, number) if number % 9 else b"{" for number in range(400)]
+    requests.write_bytes(b"\n".join(lines))
+    ended = serve(requests, output)
+    assert ended.code == 0, ended.output
+    return requests, output
+
+
+def some_seed() -> int:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"{seed=}")
+    return seed
+
+
+def wrong_and_right(rng: random.Random) -> tuple[list[bytes], dict[int, str]]:
+    """Lines of which some are wrong, and the codes of those by number; each kind comes up."""
+    lines, codes = [good_line(rng, 1)], {}
+    kinds = len(bad_lines("", ""))
+    for number in range(2, COUNT + 1):
+        if number % SHARE:
+            lines.append(good_line(rng, number))
+            continue
+        if number in (COUNT // 4, COUNT // 2):
+            content, codes[number] = huge_line(f"request-{number}")
+        else:
+            used = f"request-{rng.choice([n for n in range(1, number) if n % SHARE])}"
+            content, codes[number] = bad_lines(f"request-{number}", used)[number // SHARE % kinds]
+        lines.append(content)
+    return lines, codes
+
+
+def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
+    lines, codes = wrong_and_right(random.Random(some_seed()))
+    assert len(lines) == COUNT and len(codes) == COUNT // SHARE
+    clean = [b"" if number in codes else line for number, line in enumerate(lines, 1)]
+    outputs = []
+    for name, content in (("dirty", lines), ("clean", clean)):
+        requests, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-out.jsonl"
+        requests.write_bytes(b"\n".join(content) + b"\n")
+        ended = serve(requests, output, "--batch_rows=32", f"--summary={tmp_path}/{name}.json")
+        assert ended.code == 0, ended.output
+        outputs.append(output.read_bytes().splitlines())
+    dirty, clean = outputs
+    assert len(dirty) == COUNT
+    assert [row for number, row in enumerate(dirty, 1) if number not in codes] == clean
+    for number, text in enumerate(dirty, 1):
+        row = json.loads(text)
+        assert row["id"] == f"batch_req_{number}"
+        response = row["response"]
+        assert response["status_code"] == (400 if number in codes else 200)
+        if number in codes:
+            error = response["body"]["error"]
+            assert (error["code"], error["type"]) == (codes[number], "invalid_request_error")
+            assert f"dirty.jsonl:{number}: " in error["message"] and len(error["message"]) < 600
+        else:
+            assert row["custom_id"] == f"request-{number}"
+    summary = json.loads((tmp_path / "dirty.json").read_text())
+    assert (summary["requests"], summary["errors"]) == (COUNT, len(codes))
+
+
+def test_killed_at_random_bytes(serve, batch, tmp_path):
+    requests, straight = batch
+    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    draw = random.Random(some_seed())
+    size = straight.stat().st_size
+    begun = 0
+    for number in range(KILLS):
+        place = begun + draw.randint(1, (size - begun) // (KILLS + 1 - number))
+        process = serve.start(requests, output, "--resume")
+        assert process.wait_until(lambda at=place: part.exists() and part.stat().st_size >= at), (
+            process.wait()
+        )
+        process.send(signal.SIGKILL)
+        ended = process.wait()
+        assert ended.code == -signal.SIGKILL, ended.output
+        os.truncate(part, place)  # as if the kill had come at this very byte
+        begun = place
+    ended = serve(requests, output, "--resume")
+    assert ended.code == 0, ended.output
+    assert output.read_bytes() == straight.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A directory on a disk of 400 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs takes root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_loses_no_answer(serve, batch, small_disk):
+    requests, straight = batch
+    output, part, filler = (small_disk / name for name in ("out.jsonl", "out.jsonl.part", "filler"))
+    size = straight.stat().st_size
+    for room, told in (
+        (size // 2, f"{part} cannot be written: No space left on device; it keeps the "),
+        (size * 3 // 2, f"{output} cannot be written: No space left on device; all answers are in"),
+    ):
+        filler.write_bytes(bytes(400 * 1024 - room))
+        ended = serve(requests, output, "--resume")
+        assert ended.code == 74, ended.output
+        assert told in ended.output
+        assert {path.name for path in small_disk.iterdir()} == {"out.jsonl.part", "filler"}
+        filler.unlink()
+    ended = serve(requests, output, "--resume")
+    assert ended.code == 0, ended.output
+    assert output.read_bytes() == straight.read_bytes()
