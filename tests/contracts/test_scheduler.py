@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moejax.analysis.phase_split_plan import Device, Shape
 from moejax.errors import UsageError
 from moejax.serving.pages import Pages
 from moejax.serving.plan import Scheduler, make_plan
@@ -15,6 +16,7 @@ from moejax.serving.schedulers.chunked import Chunked
 from moejax.serving.schedulers.fcfs import Fcfs
 from moejax.serving.schedulers.layered import Layered
 from moejax.serving.schedulers.packing import Packing
+from moejax.serving.schedulers.phase_split import PhaseSplit
 from moejax.serving.schedulers.shared_prefix import SharedPrefix
 from moejax.serving.simulated import Latency
 from moejax.serving.state import Job, ServeState, Work
@@ -32,6 +34,7 @@ class Row:
     never_stalls: bool = False  # who writes is part of every step
 
 
+SHAPE = Shape(dense=100, expert=50, num_experts=4, k=2, kv_bytes=8, kv_flops=8)
 SCHEDULERS = (
     Row(Fcfs(max_rows=16), 16),
     Row(Chunked(budget=8), 8, never_stalls=True),
@@ -41,6 +44,8 @@ SCHEDULERS = (
     Row(Layered(unit=2, cap=5), 5, writers_count=False, never_stalls=True),
     Row(Packing(capacity=8), 8),
     Row(Packing(capacity=32), 32),
+    Row(PhaseSplit(SHAPE, Device(1e6, 1e5), budget=8), 8),
+    Row(PhaseSplit(SHAPE, Device(1e6, 1e5, 0.5, 0.3), budget=32, gamma=1e9), 32),
     Row(SharedPrefix(budget=8), 8, never_stalls=True),
     Row(SharedPrefix(budget=64, memory=1.0), 64, never_stalls=True),
 )

@@ -1,4 +1,4 @@
-"""A small real model whose pages travel; run as a program, it writes on what arrives on its standard input."""
+"""A small model whose pages travel; run as a program, it writes on what arrives on its standard input."""
 
 import json
 import sys
@@ -24,17 +24,16 @@ SIZES = Sizes(num_slots=3, num_pages=24, page_size=PAGE, rows=(16,))
 
 def jobs() -> list[Job]:
     rng = np.random.default_rng(3)
-    return [Job(i, tuple(rng.integers(1, 30, size=n).tolist()), 6) for i, n in enumerate((5, 11, 2, 8, 7))]
+    prompts = [tuple(rng.integers(1, 30, size=n).tolist()) for n in (5, 11, 2, 8, 7)]
+    settings = [Sampling(temperature=1.5 * (i % 2), seed=i) for i in range(5)]
+    return [Job(i, prompt, 6, settings=settings[i]) for i, prompt in enumerate(prompts)]
 
 
 def device() -> tuple[PagedDevice, ServeState]:
     """The same parameters in every process; every other text is drawn and not the most likely one."""
     m = tiny.model(tied=False)
-    settings = {job.id: Sampling(temperature=1.5 * (job.id % 2), seed=job.id) for job in jobs()}
     model = Model(m, init(jax.random.key(0), m), None, CONTEXT)
-    return PagedDevice(model, settings, SIZES), ServeState(
-        SIZES.num_slots, Pages(SIZES.num_pages, PAGE), m.num_layers
-    )
+    return PagedDevice(model, SIZES), ServeState(SIZES.num_slots, Pages(SIZES.num_pages, PAGE), m.num_layers)
 
 
 if __name__ == "__main__":
