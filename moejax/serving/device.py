@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -37,16 +36,15 @@ class Sizes:
 
 
 class Device(Executor):
-    """Runs plans of a model.
+    """Runs plans of a model; the settings of its jobs are `request.Sampling`.
 
     Args:
       model: its form without dropped tokens is what runs.
-      settings: of the jobs, by id.
       sizes: the cache has num_pages * page_size positions.
     """
 
-    def __init__(self, model: Model, settings: Mapping[int, Sampling], sizes: Sizes):
-        self.model, self.settings, self.sizes = unrolled(causal(model)), settings, sizes
+    def __init__(self, model: Model, sizes: Sizes):
+        self.model, self.sizes = unrolled(causal(model)), sizes
         m = self.model.cfg
         self.slot_pages = -(-model.context // sizes.page_size)
         self._served = one_step.start(
@@ -63,7 +61,7 @@ class Device(Executor):
         return next(size for size in self.sizes.rows if size >= count)
 
     def begin(self, job: Job, slot: int) -> None:
-        of = self.settings[job.id]
+        of: Sampling = job.settings
         rows = SamplingRows(
             temperature_B=np.float32(of.temperature),
             top_k_B=np.int32(min(of.top_k, self.model.cfg.vocab)),
@@ -102,7 +100,7 @@ class Device(Executor):
 
     def _wanted(self, job: Job) -> int | None:
         """How many likely tokens the request wants to know beside its own."""
-        return self.settings[job.id].logprobs
+        return job.settings.logprobs
 
     def _likelihood(self, job: Job, written: one_step.Written, at: int) -> Likelihood | None:
         most = self._wanted(job)

@@ -41,6 +41,8 @@ def serve(
     while arriving.next or state.waiting or state.running or flying:
         for job in arriving.until(executor.now()):
             _queue(job, state)
+            if len(state.waiting) >= state.most_waiting:
+                break
         works = scheduler.plan(state, executor.now())
         for run in state.running.values():
             if run.visit > begun:
@@ -68,8 +70,8 @@ class _Arrivals:
 
     def until(self, now: float) -> Iterator[Job]:
         while self.next is not None and self.next.arrival <= now:
-            yield self.next
-            self.next = next(self._jobs, None)
+            job, self.next = self.next, next(self._jobs, None)
+            yield job
 
 
 def _queue(job: Job, state: ServeState) -> None:

@@ -22,6 +22,7 @@ class Job:
     prompt: tuple[int, ...]
     max_new: int  # tokens that may come, at most; at least 1
     arrival: float = 0.0  # seconds
+    settings: Any = None  # what an executor has to know besides; no scheduler looks at it
 
 
 @dataclasses.dataclass(eq=False)
@@ -65,11 +66,13 @@ class ServeState:
       num_slots: requests that run at once, Q.
       pages: of the cache.
       num_layers: L.
+      most_waiting: requests that are looked at before there is room for them.
     """
 
-    def __init__(self, num_slots: int, pages: Pages, num_layers: int):
+    def __init__(self, num_slots: int, pages: Pages, num_layers: int, most_waiting: int = 1 << 30):
         require(num_slots >= 1, f"num_slots={num_slots} must be at least 1")
         self.num_slots, self.pages, self.num_layers = num_slots, pages, num_layers
+        self.most_waiting = most_waiting
         self.waiting: collections.deque[Job] = collections.deque()
         self.running: dict[int, Running] = {}  # by id of the job, in the order of admission
         self.memo: Any = None  # whatever the scheduler keeps between steps
