@@ -36,7 +36,7 @@ def first_steps(jobs, scheduler, count):
 
 def test_the_first_that_does_not_fit_ends_the_step():
     """Lengths 300, 40, 41 and 90: 40 + 41 + 90 = 171 fit into 204; 300 counts as 204 and is read in parts."""
-    jobs = [Job(id, tuple(range(n)), 1) for id, n in enumerate((300, 40, 41, 90))]
+    jobs = [Job(id, (50 + id, *range(1, n)), 1) for id, n in enumerate((300, 40, 41, 90))]
     steps = first_steps(jobs, split(budget=204), 3)
     assert steps == [[(1, 40), (2, 41), (3, 90)], [(0, 204)], [(0, 96)]]
     assert first_steps(jobs, split(budget=600), 1) == [[(1, 40), (2, 41), (3, 90), (0, 300)]]
@@ -44,7 +44,7 @@ def test_the_first_that_does_not_fit_ends_the_step():
 
 def test_turns_follow_the_share():
     """Half and half: a step of 100 positions is followed by 100 tokens of one writer, one step each."""
-    jobs = [Job(0, (1,), 300), Job(1, tuple(range(400)), 1, arrival=1e-9)]
+    jobs = [Job(0, (1,), 500), Job(1, tuple(range(400)), 1, arrival=1e-9)]
     scheduler = split(budget=100, rule=Rule(delta=99))  # never changed
     served = toy.run(jobs, scheduler, toy.Setup(slots=2, pages=400, page_size=4, layers=1))
     kinds = [plan.works[0].run.job.id for plan in served.plans]
@@ -54,11 +54,13 @@ def test_turns_follow_the_share():
 
 def test_the_share_is_the_planners():
     """Both phases bound by arithmetic ask for more than there is: prefill gets 77 / (77 + 91) of the time."""
-    jobs = [Job(0, (1,), 400), Job(1, tuple(range(400)), 1, arrival=1e-9)]
-    served = toy.run(jobs, split(budget=92), toy.Setup(slots=2, pages=400, page_size=4, layers=1))
+    jobs = [Job(0, (1,), 500), Job(1, tuple(range(400)), 1, arrival=1e-9)]
+    served = toy.run(
+        jobs, split(budget=92, rule=Rule(delta=1)), toy.Setup(slots=2, pages=400, page_size=4, layers=1)
+    )
     kinds = [plan.works[0].run.job.id for plan in served.plans]
     reads = [i for i, id in enumerate(kinds) if id == 1]
-    np.testing.assert_array_equal(np.diff(reads)[:3], 92 * 54 // 46 + 1)
+    np.testing.assert_allclose(np.diff(reads)[:3], 92 * 54 / 46 + 1, atol=1.5)  # steps are whole
 
 
 def test_who_can_go_on_does():
@@ -82,8 +84,8 @@ def mixed(count: int, rate: float) -> list[Job]:
     """60% short and 40% long prompts, which differ from their first token on."""
     rng = np.random.default_rng(0)
     lengths = np.where(rng.random(count) < 0.6, rng.integers(10, 60, count), rng.integers(200, 900, count))
-    arrival = np.cumsum(rng.exponential(1 / rate, count))
-    return [Job(id, (id, *range(1, n)), 1, t) for id, (n, t) in enumerate(zip(lengths.tolist(), arrival))]
+    arrival = np.cumsum(rng.exponential(1 / rate, count)).tolist()
+    return [Job(id, (id, *range(1, n)), 1, arrival[id]) for id, n in enumerate(lengths.tolist())]
 
 
 def test_short_prompts_wait_less_and_long_ones_not_for_ever():
@@ -97,9 +99,8 @@ def test_short_prompts_wait_less_and_long_ones_not_for_ever():
 
 def test_without_age_equal_lengths_are_first_come():
     jobs = [Job(id, (id, *range(1, 60)), 1, 0.001 * id) for id in range(30)]
-    np.testing.assert_allclose(
-        waits(split(budget=128, gamma=5), jobs), waits(split(budget=128, gamma=1e6), jobs)
-    )
+    old, young = (waits(split(budget=128, gamma=gamma), jobs) for gamma in (1e6, 5))
+    np.testing.assert_allclose(young, old)
 
 
 def test_text_is_that_of_first_come():
