@@ -12,6 +12,8 @@ import pytest
 import moejax
 from moejax.errors import StorageError, UsageError
 from moejax.interop.gguf.architectures import hub_model
+from moejax.interop.gguf.expand import expand
+from moejax.interop.gguf.source import GgufFile
 from moejax.interop.hf import directory
 from moejax.model import forward as decoder
 from moejax.tokenizer import from_json
@@ -115,6 +117,21 @@ def test_the_tokenizer_is_in_the_file(tmp_path, trained):
     assert (found.bos, found.eos, found.add_bos) == (tokenizer.bos, tokenizer.eos, tokenizer.add_bos)
     assert found.chat_template == tokenizer.chat_template
     assert found.decode(found.encode(text)) == text
+
+
+def test_a_file_in_float32(tmp_path, monkeypatch):
+    monkeypatch.setattr("moejax.interop.gguf.expand.NUMBERS", 100)
+    tokens = {"tokenizer.ggml.tokens": ["a", "bc"], "tokenizer.ggml.scores": [0.5, -1.5]}
+    own = {"blk.1.ffn_up_exps.weight": models.KIND.Q8_0}
+    path = models.write(tmp_path / "m.gguf", "mixtral", metadata=tokens, kinds=own)
+    file = GgufFile(path)
+    expand(file, tmp_path / "whole.gguf")
+    found = GgufFile(tmp_path / "whole.gguf")
+    assert {tensor.kind.name for tensor in found.tensors.values()} == {"F32"}
+    assert list(found.metadata["tokenizer.ggml.tokens"]) == ["a", "bc"]
+    assert found.metadata["llama.block_count"] == 2 and found.metadata["general.file_type"] == 0
+    for name in file.names():
+        np.testing.assert_array_equal(found.read(name), file.read(name))
 
 
 SENTENCEPIECE = """{"version": "1.0", "truncation": null, "padding": null,
