@@ -24,8 +24,9 @@ from pallas_kernels.varying import like
 
 PLATFORM = "cuda"
 DTYPES = tuple(map(jnp.dtype, (jnp.bfloat16, jnp.float16, jnp.float32)))
-BLOCK_KEYS = {2: 64, 4: 32}  # by bytes of an operand
-TILE_QUERIES = 64  # of one key head, padding included
+# By bytes of an operand; products of float32 are not the tensor cores', and keep both sides in registers.
+BLOCK_KEYS = {2: 64, 4: 16}
+TILE_QUERIES = {2: 64, 4: 16}  # of one key head, padding included
 LEAST_QUERIES = 16  # of a product on the tensor cores
 WIDEST_HEAD = 256
 LEAST = -0.5 * float(jnp.finfo(jnp.float32).max)  # a score that is none, but finite
@@ -48,7 +49,7 @@ def sizes(q_NHA, page_PGSA) -> Sizes:
     R = pl.next_power_of_2(H // G)
     itemsize = max(q_NHA.dtype.itemsize, page_PGSA.dtype.itemsize)
     padded_A = max(pl.next_power_of_2(A), LEAST_QUERIES)
-    return Sizes(H // G, R, max(TILE_QUERIES // R, 1), A, padded_A, BLOCK_KEYS[itemsize])
+    return Sizes(H // G, R, max(TILE_QUERIES[itemsize] // R, 1), A, padded_A, BLOCK_KEYS[itemsize])
 
 
 def refusal(function, *operands, **static) -> str | None:

@@ -39,7 +39,7 @@ def interpreter():
     small = {
         cpu: {"BLOCK_KEYS": 16, "TILE_ROWS": 4, "FEW_ROWS": 1, "LONE_AT_ONCE": 3},
         tpu: {"BLOCK_KEYS": 16, "TILE_QUERIES": 32},
-        triton: {"BLOCK_KEYS": {2: 16, 4: 16}, "TILE_QUERIES": 16},
+        triton: {"BLOCK_KEYS": {2: 16, 4: 16}, "TILE_QUERIES": {2: 16, 4: 16}},
     }
     with pytest.MonkeyPatch.context() as patch, interpreters.pallas_calls():
         for module, constants in small.items():
