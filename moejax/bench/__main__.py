@@ -5,7 +5,7 @@ import sys
 
 from moejax import flags
 
-NAMES = ("gguf", "kernels", "training")
+NAMES = ("disaggregation", "gguf", "kernels", "phase_split", "training")
 
 
 def main(argv: list[str]) -> int:
