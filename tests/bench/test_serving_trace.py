@@ -62,5 +62,5 @@ def test_what_is_no_trace(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(UsageError, match=message):
         serving_trace.read(str(tmp_path / name), 10)
-    with pytest.raises(UsageError, match="there is no file nowhere.csv"):
+    with pytest.raises(UsageError, match="there is no file nowhere"):
         serving_trace.read("nowhere.csv", 10)
