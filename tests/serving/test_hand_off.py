@@ -20,7 +20,7 @@ from moejax.errors import DataError, MoejaxError, RetryError, UsageError
 from moejax.serving import hand_off
 from moejax.serving.hand_off import Inbox, Parcel, digest
 from moejax.serving.schedulers.fcfs import Fcfs
-from moejax.serving.state import Job
+from moejax.serving.state import Job, ServeState
 from tests.serving import hand_off_toy
 from tests.serving.hand_off_toy import PagedToy, jobs_of, state_of
 from tests.serving.toy import text_of
@@ -204,7 +204,6 @@ def ends_of(jobs, share=6) -> frozenset[int]:
 @pytest.mark.parametrize("slots, pages", [(4, 40), (2, 40), (6, 9)])
 @pytest.mark.parametrize("seed", range(4))
 def test_texts_are_those_of_one_engine(seed, slots, pages):
-    """Also with so few pages that texts are sent back and read again."""
     jobs = jobs_of(seed)
     ends = ends_of(jobs)
     first, parcels = read_all(jobs, ends)
@@ -212,6 +211,18 @@ def test_texts_are_those_of_one_engine(seed, slots, pages):
     found = {job.id: first[job.id] + later.get(job.id, []) for job in jobs}
     assert found == {job.id: text_of(job, ends) for job in jobs}
     assert min(map(len, found.values())) == 0 < sum(map(len, later.values()))
+
+
+def test_who_loses_its_pages_is_read_again(monkeypatch):
+    """Four texts begin on a page each and grow to four, of nine."""
+    sent_back, preempt = [], ServeState.preempt
+    monkeypatch.setattr(
+        ServeState, "preempt", lambda state, run: sent_back.append(run.job.id) or preempt(state, run)
+    )
+    jobs = [Job(id, (id, 1, 2), 13) for id in range(4)]
+    first, parcels = read_all(jobs)
+    later = hand_off_toy.write_on(jobs, lambda toy: Post(parcels), state_of(4, 9))
+    assert sent_back and {id: first[id] + later[id] for id in first} == {job.id: text_of(job) for job in jobs}
 
 
 def test_damaged_pages_change_the_text():
