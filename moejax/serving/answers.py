@@ -106,10 +106,11 @@ class Answers:
 
 def _places(job: Job, completion: Completion) -> list[tuple[tuple[int, ...], int, Likelihood]]:
     """(token before, token, its likelihood) of every token."""
-    before = (job.request.tokens[-1], *completion.tokens[:-1])
+    tokens = completion.tokens
+    before = (job.request.tokens[-1], *tokens)[: len(tokens)]
     return [
         ((last,), token, found)
-        for last, token, found in zip(before, completion.tokens, completion.logprobs, strict=True)
+        for last, token, found in zip(before, tokens, completion.logprobs, strict=True)
     ]
 
 

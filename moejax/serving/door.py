@@ -18,7 +18,7 @@ from moejax.config import require
 from moejax.errors import DataError, UsageError
 from moejax.flags import Call, Program
 from moejax.serving.input import Input, open_input, read_prompt, sample_lines
-from moejax.serving.output import Output, check_place, detach_standard_output, open_output
+from moejax.serving.output import Output, OutputFile, check_place, detach_standard_output, open_output
 from moejax.serving.request import MAX_LOGPROBS, MAX_STOPS, MAX_TEMPERATURE, Sampling
 from moejax.serving.tally import Progress, Tally, write_summary
 
@@ -76,8 +76,8 @@ def _define_sampling(values: flags.FlagValues) -> None:
     number("top_p", 1.0, "choose among the fewest tokens with this probability together", flag_values=values)
     number("min_p", 0.0, "choose among tokens with this share of the best one's", flag_values=values)
     whole("seed", 0, "of the sampling", flag_values=values)
-    stops = f"text before which a completion ends; up to {MAX_STOPS} times"
-    flags.DEFINE_multi_string("stop", [], stops, flag_values=values)
+    stops = f"text before which a completion ends; at most {MAX_STOPS}"
+    flags.DEFINE_multi_string("stop", None, stops, flag_values=values)
     whole("logprobs", None, f"0 to {MAX_LOGPROBS}: tell log-probabilities, and so many likeliest others",
           flag_values=values)  # fmt: skip
 
@@ -90,6 +90,7 @@ def run(call: Call) -> None:
     )
     if values["prompt"] is not None and values["input"] is not None:
         raise UsageError('give either --prompt="some text" or --input=FILE')
+    values["stop"] = values["stop"] or []
     defaults = Sampling(**{name: values[name] for name in Sampling.__annotations__})
     for name in ("trace", "summary"):
         if values[name] is not None:
@@ -110,7 +111,7 @@ def _answer_file(values: dict, defaults: Sampling, output: Output) -> None:
         if values["resume"]:
             _check_resume(values, source)
             if output.is_whole:
-                return print(f"{output.path} is whole already; remove it to answer anew", file=sys.stderr)
+                return _check_whole(output, source)
         with output:
             model = _load(values)
             from moejax.serving.batch_file import Reader, read_lines
@@ -153,6 +154,18 @@ def _check_resume(values: dict, source: Input) -> None:
         f"--resume reads the input again from its beginning, which {source.name} has no more; give a file",
     )
     require(values["trace"] is None, "--trace notes one process alone; leave it out, or --resume")
+
+
+def _check_whole(output: OutputFile, source: Input) -> None:
+    """Say that there is nothing to do, if the output can be that of the input."""
+    with open(output.path, "rb") as file:
+        count = sum(1 for _ in file)
+    if count != source.total:
+        raise DataError(
+            f"{output.path} is whole with {count} answers, but {source.name} has {source.total} requests: "
+            "it is of another job; remove it, or give another --output"
+        )
+    print(f"{output.path} is whole already; remove it to answer anew", file=sys.stderr)
 
 
 def _begin(output: Output, model, values: dict, source: dict[str, Any]) -> "Answers":

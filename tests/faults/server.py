@@ -5,8 +5,14 @@ import json
 import os
 import pathlib
 import random
+import signal
 
+import jax
+
+import moejax
+from moejax.training.data.tokenizer import byte_tokenizer
 from tests import quick_compile
+from tests.faults import recipe
 from tests.faults.trainer import Ended, Process
 
 CONTEXT = 64  # of the model
@@ -36,6 +42,42 @@ class Server:
     def __call__(self, requests, output, *flags: str) -> Ended:
         """Start, and wait for the end."""
         return self.start(requests, output, *flags).wait()
+
+
+def save_model(path) -> None:
+    """A model that has every part, untrained."""
+    cfg = recipe.config().model
+    params = moejax.init(jax.random.key(0), cfg)
+    moejax.save(moejax.Model(cfg, params, byte_tokenizer(), CONTEXT), path)
+
+
+def write_batch(path: pathlib.Path, count: int) -> None:
+    """A batch file; one line in nine is wrong."""
+    rng = random.Random(1)
+    path.write_bytes(b"\n".join(good_line(rng, number) if number % 9 else b"{" for number in range(count)))
+
+
+def kill_often(serve: Server, requests, output: pathlib.Path, seed: int, kills: int, size: int) -> list[bool]:
+    """Kill `kills` processes of one job at random bytes of what they keep, then let it end.
+
+    Each kill has its own part of the `size` bytes of the answers. Returns for each whether it tore a line.
+    """
+    draw, part = random.Random(seed), output.with_name(f"{output.name}.part")
+    torn, place = [], 0
+    for number in range(kills):
+        place += draw.randint(1, (size - place) // (kills + 1 - number))
+        process = serve.start(requests, output, "--resume")
+        assert process.wait_until(lambda at=place: part.exists() and part.stat().st_size >= at), (
+            process.wait()
+        )
+        process.send(signal.SIGKILL)
+        ended = process.wait()
+        assert ended.code == -signal.SIGKILL, ended.output
+        os.truncate(part, place)  # as if the kill had come at this very byte
+        torn.append(not part.read_bytes().endswith(b"\n"))
+    ended = serve(requests, output, "--resume")
+    assert ended.code == 0, ended.output
+    return torn
 
 
 def good_line(rng: random.Random, number: int) -> bytes:

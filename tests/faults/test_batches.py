@@ -3,17 +3,20 @@
 import json
 import os
 import random
-import signal
 import subprocess
 
 import filelock
-import jax
 import pytest
 
-import moejax
-from moejax.training.data.tokenizer import byte_tokenizer
-from tests.faults import recipe
-from tests.faults.server import CONTEXT, Server, bad_lines, good_line, huge_line
+from tests.faults.server import (
+    Server,
+    bad_lines,
+    good_line,
+    huge_line,
+    kill_often,
+    save_model,
+    write_batch,
+)
 
 COUNT = 2000  # lines of F20
 SHARE = 10  # one line in so many is wrong
@@ -26,9 +29,7 @@ def serve(shared) -> Server:
     model = shared / "served"
     with filelock.FileLock(shared / "served.lock"):
         if not model.exists():
-            cfg = recipe.config().model
-            params = moejax.init(jax.random.key(0), cfg)
-            moejax.save(moejax.Model(cfg, params, byte_tokenizer(), CONTEXT), model)
+            save_model(model)
     return Server(model, shared / "cache" / "xla")
 
 
@@ -37,9 +38,7 @@ def batch(serve, tmp_path_factory):
     """(requests, answers of an undisturbed run)."""
     folder = tmp_path_factory.mktemp("batch")
     requests, output = folder / "in.jsonl", folder / "out.jsonl"
-    rng = random.Random(1)
-    lines = [good_line(rng, number) if number % 9 else b"{" for number in range(400)]
-    requests.write_bytes(b"\n".join(lines))
+    write_batch(requests, 400)
     ended = serve(requests, output)
     assert ended.code == 0, ended.output
     return requests, output
@@ -99,23 +98,8 @@ def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
 
 def test_killed_at_random_bytes(serve, batch, tmp_path):
     requests, straight = batch
-    output, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
-    draw = random.Random(some_seed())
-    size = straight.stat().st_size
-    begun = 0
-    for number in range(KILLS):
-        place = begun + draw.randint(1, (size - begun) // (KILLS + 1 - number))
-        process = serve.start(requests, output, "--resume")
-        assert process.wait_until(lambda at=place: part.exists() and part.stat().st_size >= at), (
-            process.wait()
-        )
-        process.send(signal.SIGKILL)
-        ended = process.wait()
-        assert ended.code == -signal.SIGKILL, ended.output
-        os.truncate(part, place)  # as if the kill had come at this very byte
-        begun = place
-    ended = serve(requests, output, "--resume")
-    assert ended.code == 0, ended.output
+    output = tmp_path / "out.jsonl"
+    kill_often(serve, requests, output, some_seed(), KILLS, straight.stat().st_size)
     assert output.read_bytes() == straight.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
 

@@ -124,3 +124,11 @@ def test_log_probabilities_of_a_conversation():
     }
     assert (second["token"], second["bytes"]) == ("\ufffd", None)
     assert third["top_logprobs"][0]["token"] == f"token_id:{BYTES.eos}"
+
+
+def test_an_empty_completion_has_empty_columns():
+    empty = Completion("", (), "stop", 1, ())
+    columns = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    assert answer(False, "a", empty)["logprobs"] == columns
+    choice = answer(True, "a", empty, is_chat=True)["response"]["body"]["choices"][0]
+    assert choice["logprobs"]["content"] == []
