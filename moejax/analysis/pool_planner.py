@@ -158,16 +158,18 @@ def search_high(
 def search_low(
     cluster: Cluster, latencies: Mapping[int, Latency], requests: Requests, slo: Slo, eps: float = 0.01
 ) -> Placement:
-    """Algorithm 2, for nodes that are not: pairs of instances whose segments share a node, together."""
+    """Algorithm 2, for nodes that are not: pairs of instances whose segments share a node, planned together.
+
+    Arguments and errors are those of `search_high`.
+    """
     pairs = []
-    for inter in range(1, cluster.nodes + 1):
-        inside = [
-            (tp, inner) for tp in sorted(latencies) for inner in range(1, cluster.node + 1)
-        ]  # of one segment, within its node
-        for (tp_p, pp_p), (tp_d, pp_d) in itertools.product(inside, inside):
-            shapes = ((tp_p, pp_p * inter), (tp_d, pp_d * inter))
-            if tp_p * pp_p + tp_d * pp_d <= cluster.node and all(cluster.fits(tp * pp) for tp, pp in shapes):
-                pairs.append([cluster.instance(latencies[tp], tp, pp) for tp, pp in shapes])
+    within = list(itertools.product(sorted(latencies), range(1, cluster.node + 1)))  # tp, pp of one segment
+    for segments, (tp_p, pp_p), (tp_d, pp_d) in itertools.product(
+        range(1, cluster.nodes + 1), within, within
+    ):
+        shapes = ((tp_p, pp_p * segments), (tp_d, pp_d * segments))
+        if tp_p * pp_p + tp_d * pp_d <= cluster.node and all(cluster.fits(tp * pp) for tp, pp in shapes):
+            pairs.append([cluster.instance(latencies[tp], tp, pp) for tp, pp in shapes])
     require(bool(pairs), "the model fits in no pair of instances that share their nodes; allow more devices")
     return _best_pair(cluster, [(*pair, 1, 1) for pair in pairs], requests, slo, eps)
 
@@ -175,7 +177,14 @@ def search_low(
 def search_counts(
     cluster: Cluster, pair: tuple[Instance, Instance], counts: Sequence[tuple[int, int]], requests, slo: Slo
 ) -> Placement:
-    """How many prefill instances to how many decode instances; both given."""
+    """How many prefill instances go with how many decode instances.
+
+    Args:
+      cluster: of the bandwidth between them.
+      pair: a prefill and a decode instance.
+      counts: of each, to choose from.
+      requests, slo: as in `search_high`.
+    """
     return _best_pair(cluster, [(*pair, *count) for count in counts], requests, slo, 0.01)
 
 

@@ -75,8 +75,10 @@ class PhaseSplit(Scheduler):
         for i in shortest_first(left, [now - job.arrival for job in jobs], self.gamma):
             if min(left[i], self.budget) > room:
                 break
-            run = queue[i] if isinstance(queue[i], Running) else None if full else state.admit(queue[i])
-            full = full or run is None
+            run = queue[i]
+            if isinstance(run, Job):
+                run = None if full else state.admit(run)
+                full = run is None
             if run:
                 works.append(state.rows(run, min(run.left, room)))
                 room -= works[-1].count
