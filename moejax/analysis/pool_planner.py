@@ -97,6 +97,10 @@ def goodput(
 ) -> float:
     """The highest rate, per second, at which enough of `requests` are served in time; 0 if none is.
 
+    A rate counts only as long as requests stay, on average, at most half the time over which they arrive:
+    with more at once the sample is a burst, which says nothing of a rate that lasts. A longer sample may
+    show more.
+
     Args:
       serve: the system, simulated.
       requests: of which only the gaps change.
@@ -106,7 +110,10 @@ def goodput(
     """
 
     def meets(rate: float) -> bool:
-        return serve(requests.at_rate(rate)).attainment(slo.ttft, slo.tpot) >= slo.share
+        sent = requests.at_rate(rate)
+        served = serve(sent)
+        lasts = (served.last - sent.arrival).mean() <= sent.arrival[-1] / 2
+        return lasts and served.attainment(slo.ttft, slo.tpot) >= slo.share
 
     high = 1.0
     while meets(high):

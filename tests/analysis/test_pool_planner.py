@@ -44,7 +44,14 @@ def test_goodput_of_a_queue_by_hand():
     found = pool_planner.goodput(serve, pairs, Slo(1.0 + 1e-6, 1, share=0.5), eps=1e-4)
     assert found == pytest.approx(own / 2, rel=1e-3)
     assert pool_planner.goodput(serve, pairs, Slo(1.0 + 1e-6, 1, share=0.6)) == pytest.approx(0, abs=1e-3)
-    assert pool_planner.goodput(serve, pairs, Slo(1e6, 1), most=64) == 64
+    assert pool_planner.goodput(serve, pairs, Slo(1.0 + 1e-6, 1, share=0.5), most=0.5) == 0.5
+
+
+def test_a_burst_is_no_rate():
+    """20 prompts of 1 s, whatever the target: all at once they stay 10.5 s, longer than they arrive."""
+    sent, slow = draw(np.array([[1, 1]]), 20), Latency(PrefillTime(1, 0, 0), DecodeTime(1, 0, 0))
+    serve = lambda sent: simulate(Pools(Instance(slow), None, saturation=1), sent)
+    assert 0.5 < pool_planner.goodput(serve, sent, Slo(1e6, 1)) < 3
 
 
 def test_attainment_falls_with_the_rate():
