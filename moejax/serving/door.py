@@ -1,7 +1,6 @@
 """What `serve.py` does: a model, prompts in, completions out."""
 
 import contextlib
-import itertools
 import logging
 import os
 import sys
@@ -25,7 +24,6 @@ from moejax.serving.tally import Progress, Tally, write_summary
 if typing.TYPE_CHECKING:  # they import jax
     from moejax.serving.answers import Answers
     from moejax.serving.batch_file import Job
-    from moejax.serving.completion import Completion
 
 SUMMARY = """
 Continue texts with a trained model.
@@ -41,10 +39,15 @@ top_p, min_p, seed, stop and logprobs; or a line of an OpenAI batch file for /v1
 same order. The line of a request that cannot be answered says why. Answers of a job that was stopped are in
 OUTPUT.part, from which the same command with --resume goes on.
 """
-ROWS = 8  # of a group when many prompts are answered
-WINDOW = 1024  # requests that are read before they are answered; among these the order is free
+ROWS = 64  # requests decoded together
 STATUS_OK, STATUS_BAD = 200, 400  # of an answer, as HTTP has them
-OTHER_SETTINGS = ("dtype", "step", "batch_rows")  # on which answers depend, beside those of the sampling
+SCHEDULERS = ["chunked", "fcfs", "layered", "packing", "shared_prefix"]
+OTHER_SETTINGS = (
+    "dtype",
+    "step",
+    "batch_rows",
+    "scheduler",
+)  # on which answers depend, beside those of the sampling
 
 
 def define(values: flags.FlagValues) -> None:
@@ -65,6 +68,8 @@ def define(values: flags.FlagValues) -> None:
     yes("offline", False, "look for a name only in the cache of the hub", flag_values=values)
     whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
     whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
+    schedulers = "who is served when: chunked, fcfs, layered, packing or shared_prefix; changes no text"
+    flags.DEFINE_enum("scheduler", "chunked", SCHEDULERS, schedulers, flag_values=values)
 
 
 def _define_sampling(values: flags.FlagValues) -> None:
@@ -190,24 +195,14 @@ def _answer(
 ) -> None:
     """Answer every job; `line` makes the answer of a job and its completion."""
     with progress, _tracing(values["trace"]) as recorder:
-        for job, completion in _completed(model, jobs, output, values["batch_rows"], recorder):
+        from moejax.serving.answering import Answering
+
+        tally = progress.tally
+        answering = Answering(model, values["batch_rows"], tally.total, values["scheduler"], recorder)
+        tally.engine = answering.counts
+        for job, completion in answering(jobs, lambda job: output.expect(job.number)):
             output.add(job.number, STATUS_BAD if completion is None else STATUS_OK, line(job, completion))
             progress.add(completion)
-
-
-def _completed(
-    model, jobs: Iterator["Job"], output: Output, rows: int, recorder
-) -> Iterator[tuple["Job", "Completion | None"]]:
-    """Every job with its completion, None for a wrong one, in the order in which they are finished."""
-    from moejax.serving.generate import complete
-
-    while window := list(itertools.islice(jobs, WINDOW)):
-        for job in window:
-            output.expect(job.number)
-        yield from ((job, None) for job in window if job.request is None)
-        good = [job for job in window if job.request is not None]
-        for i, completion in complete(model, [job.request for job in good], rows, recorder):
-            yield good[i], completion
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from moejax.errors import StorageError
 from moejax.training.progress import duration
 
 if TYPE_CHECKING:  # it imports jax
+    from moejax.serving.batch import Counts
     from moejax.serving.completion import Completion
 
 REPORT_SECONDS = 5.0
@@ -38,6 +39,7 @@ class Tally:
         self._first: list[float] = []
         self._per_token: list[float] = []
         self._cached: int | None = None
+        self.engine: Counts | None = None  # of the engine, if it answers
 
     @property
     def requests(self) -> int:
@@ -97,8 +99,20 @@ class Tally:
             "time_to_first_token": _percentiles(self._first),
             "time_per_output_token": _percentiles(self._per_token),
             "cached_prompt_tokens": self._cached,
+            **self._of_engine(),
         }
         return {name: value for name, value in found.items() if value is not None}
+
+    def _of_engine(self) -> dict[str, Any]:
+        if self.engine is None:
+            return {}
+        steps = max(self.engine.steps, 1)
+        return {
+            "steps": self.engine.steps,
+            "rows_per_step": self.engine.rows / steps,
+            "found_in_cache": self.engine.shared,
+            "experts_per_step": self.engine.expert_loads / steps,
+        }
 
     def closing(self, now: float) -> list[str]:
         """The last lines of a job: its counts, and the percentiles that are known."""
@@ -110,6 +124,9 @@ class Tally:
                 lines.append(" ".join(pairs))
         if self._cached is not None:
             lines.append(f"cached_prompt_tokens={self._cached} of {self.prompt_tokens}")
+        if self.engine is not None:
+            own = self._of_engine()
+            lines.append(" ".join(f"{name}={value:.4g}" for name, value in own.items()))
         return lines
 
 

@@ -70,7 +70,7 @@ def test_a_file_of_requests(saved, model, tmp_path, capsys):
 
 
 def test_answers_keep_their_order_over_many_windows(saved, monkeypatch, capsys):
-    monkeypatch.setattr("moejax.serving.door.WINDOW", 4)
+    monkeypatch.setattr("moejax.serving.answering.WINDOW", 4)
     count = 11
     piped(monkeypatch, b"".join(b"%s\n" % (b"x" * (1 + 7 * i % 9)) for i in range(count)))
     assert serve(saved, "--input=-", "--batch_rows=4") == 0
