@@ -1,6 +1,7 @@
 """Which way a job of requests is answered: by the engine, or group by group."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ class Answering:
         if has_pages(model) and recorder is None and not few:
             self.counts, self._sizes = Counts(), sizes_for(model, rows)
             self._scheduler = SCHEDULERS[scheduler](self._sizes.rows[-1])
+            parked = getattr(self._scheduler, "cap", 0)
+            self._sizes = dataclasses.replace(self._sizes, num_parked=parked)
 
     def __call__(self, jobs: Iterator["Job"], expect: Callable[["Job"], None]) -> Iterator[Answer]:
         """Every job with its completion, None for a wrong one, in the order in which they are finished.

@@ -61,6 +61,8 @@ class Device(Executor):
         return next(size for size in self.sizes.rows if size >= count)
 
     def begin(self, job: Job, slot: int) -> None:
+        # Whoever had the slot before may have left it between layers.
+        self._parked = {place: at for place, at in self._parked.items() if place[0] != slot}
         of: Sampling = job.settings
         rows = SamplingRows(
             temperature_B=np.float32(of.temperature),

@@ -79,6 +79,22 @@ def test_answers_keep_their_order_over_many_windows(saved, monkeypatch, capsys):
     assert [row["prompt_tokens"] for row in rows] == [2 + 7 * i % 9 for i in range(count)]
 
 
+def test_a_scheduler_changes_no_byte(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")
+    requests = tmp_path / "in.jsonl"
+    prompts = [{"prompt": "x" * (1 + 5 * i % 17), "temperature": i % 2, "seed": i} for i in range(12)]
+    requests.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    answers = set()
+    for name in ("chunked", "layered", "shared_prefix"):
+        output, summary = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.json"
+        flags = (f"--scheduler={name}", f"--output={output}", f"--summary={summary}", "--batch_rows=4")
+        assert serve(saved, f"--input={requests}", *flags) == 0
+        answers.add(output.read_bytes())
+        found = json.loads(summary.read_text())
+        assert found["steps"] >= 15 and found["experts_per_step"] > 1
+    assert len(answers) == 1
+
+
 def test_a_prompt_is_answered_as_text(saved, model, monkeypatch, capsys):
     text = generate(model, ["a"], max_tokens=15, batch_rows=1)[0].text
     assert serve(saved, "--prompt=a") == 0
