@@ -142,7 +142,9 @@ def _answer_prompts(values: dict, defaults: Sampling, output: Output) -> None:
 
         if prompt is None:
             jobs = list(Reader(model, defaults, "samples", is_json=True).jobs(sample_lines(model)))
-            line = lambda job, completion: f"> {job.id}\n{completion.text.strip()}\n"
+            line = lambda job, completion: (
+                f"> {job.id}\n{completion.text.strip() if completion else job.error}\n"
+            )
         else:
             jobs = [Job(1, False, 1, make_request(model, prompt, defaults))]
             line = lambda job, completion: completion.text
