@@ -40,15 +40,18 @@ class Answering:
       rows: requests that are decoded together.
       total: jobs there are; None = not known.
       scheduler: a name of `SCHEDULERS`.
+      exact: see `batch.sizes_for`.
       recorder: notes the routing of every token; the engine does not do that.
     """
 
-    def __init__(self, model, rows: int, total: int | None, scheduler: str, recorder=None):
+    def __init__(
+        self, model, rows: int, total: int | None, *, scheduler: str, exact: bool = False, recorder=None
+    ):
         self._model, self._rows, self._recorder = model, rows, recorder
         self.counts: Counts | None = None  # of the engine
         few = total is not None and total <= FEW
-        if has_pages(model) and recorder is None and not few:
-            self.counts, self._sizes = Counts(), sizes_for(model, rows)
+        if has_pages(model) and recorder is None and (exact or not few):
+            self.counts, self._sizes = Counts(), sizes_for(model, rows, exact)
             self._scheduler = SCHEDULERS[scheduler](self._sizes.rows[-1])
             parked = getattr(self._scheduler, "cap", 0)
             self._sizes = dataclasses.replace(self._sizes, num_parked=parked)

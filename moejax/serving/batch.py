@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from moejax.model import stack
+from moejax.ops.rope import LongRope
 from moejax.serving import engine
 from moejax.serving.completion import Completion, Writer
 from moejax.serving.device import Device, Sizes
@@ -15,8 +16,7 @@ from moejax.serving.state import Job, ServeState
 
 WINDOW = 512  # requests that are looked at before there is room for them
 POSITIONS = 512  # of the cache per slot; a longer request takes those of others
-# On CPU a row of a product is summed alike, bit for bit, in any step of at least so many rows.
-ALIKE_ROWS = 64
+LEAST_ROWS = 64  # of a step; fewer take as long on CPU
 
 
 @dataclasses.dataclass
@@ -29,24 +29,32 @@ class Counts:
     expert_loads: int = 0  # distinct experts per step and layer, summed
 
 
-def sizes_for(model, num_slots: int) -> Sizes:
-    """Sizes with which a request does not feel its batch mates.
+def sizes_for(model, num_slots: int, exact: bool = False) -> Sizes:
+    """Sizes for so many requests at once.
 
     Args:
       model: a `moejax.Model`.
       num_slots: requests that run at once.
+      exact: all steps have one number of rows, so that no bit of what a request gets depends on its batch
+        mates, on chunks or on what was found in the cache. Otherwise steps of several sizes sum narrow
+        products, those of routers, in several orders, and last digits may differ; reading is faster.
     """
     page = Sizes.page_size
     positions = max(model.context, num_slots * min(model.context, POSITIONS))
-    least = max(ALIKE_ROWS, num_slots)
-    return Sizes(num_slots, -(-positions // page), page, (least, 4 * least, 8 * least))
+    least = max(LEAST_ROWS, num_slots)
+    rows = (least,) if exact else (least, 4 * least, 8 * least)
+    return Sizes(num_slots, -(-positions // page), page, rows)
 
 
 def has_pages(model) -> bool:
-    """Whether the engine can serve the model: nothing but keys and values of attention is remembered."""
-    blocks = [block for group in model.cfg.groups for block in group.blocks]
+    """Whether the engine can serve the model: nothing but keys and values of attention is remembered.
+
+    Where rotary frequencies depend on the size of a request, requests of all sizes cannot share a step.
+    """
+    attns = [block.attn for group in model.cfg.groups for block in group.blocks]
     only_attention = all("/attn/" in path for path, _ in stack.sp.leaves(stack.cache_specs(model.cfg, 1, 1)))
-    return only_attention and not any(getattr(block.attn, "sinks", False) for block in blocks)
+    by_size = any(isinstance(getattr(attn, "rope_scaling", None), LongRope) for attn in attns)
+    return only_attention and not by_size and not any(getattr(attn, "sinks", False) for attn in attns)
 
 
 def answer(

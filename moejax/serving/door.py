@@ -42,12 +42,8 @@ OUTPUT.part, from which the same command with --resume goes on.
 ROWS = 64  # requests decoded together
 STATUS_OK, STATUS_BAD = 200, 400  # of an answer, as HTTP has them
 SCHEDULERS = ["chunked", "fcfs", "layered", "packing", "shared_prefix"]
-OTHER_SETTINGS = (
-    "dtype",
-    "step",
-    "batch_rows",
-    "scheduler",
-)  # on which answers depend, beside those of the sampling
+# On which answers depend, beside those of the sampling.
+OTHER_SETTINGS = ("dtype", "step", "batch_rows", "exact", "scheduler")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -68,6 +64,7 @@ def define(values: flags.FlagValues) -> None:
     yes("offline", False, "look for a name only in the cache of the hub", flag_values=values)
     whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
     whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
+    yes("exact", False, "no last digit depends on the other requests; reads slower", flag_values=values)
     schedulers = "who is served when: chunked, fcfs, layered, packing or shared_prefix; changes no text"
     flags.DEFINE_enum("scheduler", "chunked", SCHEDULERS, schedulers, flag_values=values)
 
@@ -200,7 +197,8 @@ def _answer(
         from moejax.serving.answering import Answering
 
         tally = progress.tally
-        answering = Answering(model, values["batch_rows"], tally.total, values["scheduler"], recorder)
+        how = {name: values[name] for name in ("scheduler", "exact")}
+        answering = Answering(model, values["batch_rows"], tally.total, **how, recorder=recorder)
         tally.engine = answering.counts
         for job, completion in answering(jobs, lambda job: output.expect(job.number)):
             output.add(job.number, STATUS_BAD if completion is None else STATUS_OK, line(job, completion))

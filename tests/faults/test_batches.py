@@ -75,7 +75,7 @@ def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
     for name, content in (("dirty", lines), ("clean", clean)):
         requests, output = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-out.jsonl"
         requests.write_bytes(b"\n".join(content) + b"\n")
-        ended = serve(requests, output, "--batch_rows=32", f"--summary={tmp_path}/{name}.json")
+        ended = serve(requests, output, f"--summary={tmp_path}/{name}.json")
         assert ended.code == 0, ended.output
         outputs.append(output.read_bytes().splitlines())
     dirty, clean = outputs

@@ -9,7 +9,7 @@ import pytest
 import moejax
 from configs import base
 from moejax.serving import step as one_step
-from moejax.serving.batch import Counts, answer
+from moejax.serving.batch import Counts, answer, sizes_for
 from moejax.serving.device import Sizes
 from moejax.serving.request import Sampling, make_request
 from moejax.serving.schedulers.chunked import Chunked
@@ -75,12 +75,17 @@ def test_one_compiled_step_serves_them_all(model):
 
 
 def test_no_bit_depends_on_batch_mates_chunks_or_found_pages(model):
-    own = requests(model, 1, 12)
-    together = texts(model, own, Chunked(64))
-    for i in range(0, len(own), 3):
-        assert texts(model, [own[i]], Chunked(64)) == [together[i]]  # log-probabilities are compared by bits
-        assert texts(model, [own[i]], Chunked(3)) == [together[i]]
-        assert texts(model, [own[i], own[i]], Fcfs(64)) == [together[i]] * 2  # the second finds pages
+    own, exact = requests(model, 1, 40), sizes_for(model, 64, exact=True)
+    assert exact.rows == (64,)
+    together = texts(model, own, Chunked(64), exact)
+    for i in range(0, len(own), 9):
+        assert texts(model, [own[i]], Chunked(64), exact) == [together[i]]  # log-probabilities by their bits
+        assert texts(model, [own[i]], Chunked(3), exact) == [together[i]]
+        assert texts(model, [own[i], own[i]], Fcfs(64), exact) == [together[i]] * 2  # the second finds pages
+    assert (
+        texts(model, own[20:], Layered(unit=16, cap=32), dataclasses.replace(exact, num_parked=32))
+        == together[20:]
+    )
 
 
 def test_draws_with_a_seed_are_generate_s(model):
