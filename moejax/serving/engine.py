@@ -39,10 +39,8 @@ def serve(
     scheduler.start(state)
     arriving, flying, begun, number = _Arrivals(jobs), 0, -1, 0
     while arriving.next or state.waiting or state.running or flying:
-        for job in arriving.until(executor.now()):
+        for job in arriving.until(executor.now(), state.most_waiting - len(state.waiting)):
             _queue(job, state)
-            if len(state.waiting) >= state.most_waiting:
-                break
         works = scheduler.plan(state, executor.now())
         for run in state.running.values():
             if run.visit > begun:
@@ -68,9 +66,10 @@ class _Arrivals:
         self._jobs = iter(jobs)
         self.next = next(self._jobs, None)
 
-    def until(self, now: float) -> Iterator[Job]:
-        while self.next is not None and self.next.arrival <= now:
+    def until(self, now: float, most: int) -> Iterator[Job]:
+        while most > 0 and self.next is not None and self.next.arrival <= now:
             job, self.next = self.next, next(self._jobs, None)
+            most -= 1
             yield job
 
 

@@ -73,6 +73,13 @@ def test_a_job_is_not_looked_at_before_it_can_come():
     assert len(list(steps)) > 0 and taken == [0, 1, 2]
 
 
+def test_no_more_requests_wait_than_are_looked_at():
+    state = ServeState(1, Pages(8, 4), 1, most_waiting=2)
+    jobs = (Job(id, (1, 2), 5) for id in range(9))
+    waits = [len(state.waiting) for _ in serve(jobs, Fcfs(), Simulated(SECOND, 1), state)]
+    assert max(waits) == 2 and len(waits) == 9 * 5
+
+
 def test_a_job_larger_than_the_cache():
     message = "request 0 needs 6 positions, the whole cache has 4; shorten it, or give the cache more pages"
     with pytest.raises(UsageError, match=message):
