@@ -3,11 +3,13 @@
 import collections
 import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from moejax.config import require
+from moejax.model import shared
 from moejax.ops.sampling import SamplingRows
 from moejax.serving import step as one_step
 from moejax.serving.causal import causal
@@ -46,6 +48,12 @@ class Device(Executor):
     def __init__(self, model: Model, sizes: Sizes):
         self.model, self.sizes = unrolled(causal(model)), sizes
         m = self.model.cfg
+        carried = ", ".join(shared.carry_specs(m))
+        require(
+            not (sizes.num_parked and carried),
+            f"the model's tokens carry {carried} from layer to layer, so they cannot wait between layers; "
+            "take a scheduler other than layered",
+        )
         self.slot_pages = -(-model.context // sizes.page_size)
         self._served = one_step.start(
             m, sizes.num_slots, sizes.num_pages, sizes.page_size, max(sizes.num_parked, 1)
@@ -61,8 +69,7 @@ class Device(Executor):
         return next(size for size in self.sizes.rows if size >= count)
 
     def begin(self, job: Job, slot: int) -> None:
-        # Whoever had the slot before may have left it between layers.
-        self._parked = {place: at for place, at in self._parked.items() if place[0] != slot}
+        self._forget(lambda parked: parked == slot)  # whoever had it before may have left between layers
         of: Sampling = job.settings
         rows = SamplingRows(
             temperature_B=np.float32(of.temperature),
@@ -116,6 +123,7 @@ class Device(Executor):
 
     def _places(self, plan: Plan) -> np.ndarray:
         """A place for every row that is parked or was; the same one from its first layer to its last."""
+        self._forget(lambda slot: plan.page_QP[slot, 0] < 0)  # has been left
         place_J = np.full(len(plan.slot_J), max(self.sizes.num_parked, 1), np.int32)
         (between,) = np.nonzero((plan.slot_J >= 0) & ((plan.first_J > 0) | (plan.stop_J < self.num_layers)))
         for row in between:
@@ -130,6 +138,10 @@ class Device(Executor):
             if plan.stop_J[row] == self.num_layers:
                 del self._parked[key]
         return place_J
+
+    def _forget(self, is_left: Callable[[int], bool]) -> None:
+        """Rows of these slots do not go on."""
+        self._parked = {place: at for place, at in self._parked.items() if not is_left(place[0])}
 
     @property
     def num_layers(self) -> int:

@@ -71,12 +71,12 @@ def step(params, sides, served: Served, columns: Columns, *, m, page_size: int) 
       params, sides: of the model `m`, a group per layer or scanned.
     """
     J, Q = len(columns.slot_J), len(served.last_Q)
-    h_BTD = _inputs(params, m, served, columns)
+    last_J = served.last_Q.at[columns.slot_J].get(mode="clip")
+    token_J = jnp.where(columns.source_J == LAST, last_J, columns.token_J)
+    h_BTD = _inputs(params, m, token_J, served, columns)
     there_J = columns.slot_J >= 0
     flat = FlatRows(columns.slot_J[None], columns.page_QP, page_size)
-    batch = Batch(
-        columns.token_J[None], columns.pos_J[None], jnp.ones((1, J), jnp.int32), there_J[None], flat=flat
-    )
+    batch = Batch(token_J[None], columns.pos_J[None], jnp.ones((1, J), jnp.int32), there_J[None], flat=flat)
     layers_BT = (columns.first_J[None], columns.stop_J[None])
     context = Context(batch, Side(), {}, None, layers_BT)
     sides = stack.no_side(m) if sides is None else sides
@@ -97,10 +97,8 @@ def step(params, sides, served: Served, columns: Columns, *, m, page_size: int) 
     return Served(cache, last_Q, parked_XD, served.settings_Q), Written(row_Y, token_Y, likely, load_L)
 
 
-def _inputs(params, m, served: Served, columns: Columns):
+def _inputs(params, m, token_J, served: Served, columns: Columns):
     """[1, J, D]: what every row enters its first layer with."""
-    last_J = served.last_Q.at[columns.slot_J].get(mode="clip")
-    token_J = jnp.where(columns.source_J == LAST, last_J, columns.token_J)
     embedded_JD = decoder.embed(params, m, token_J[None])[0]
     parked_JD = served.parked_XD.at[columns.park_J].get(mode="clip")
     return jnp.where((columns.source_J == PARKED)[:, None], parked_JD, embedded_JD)[None]
