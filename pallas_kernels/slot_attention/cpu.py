@@ -9,8 +9,8 @@ a tile of one. Tiles are sorted by how many blocks of keys they see and taken a 
 
 Blocks lie at multiples of their length, so that every row adds up the same blocks in the same order whatever
 tile it is in; one that it sees nothing of changes no bit. What remains is that a product must sum each of its
-rows alike, however many there are. XLA's does so on CPU if there are at least two rows and the result is a
-multiple of 64 wide, so both are padded.
+rows alike, however many there are. XLA's do so on CPU if there are at least two rows, in scores also no
+multiple of 32, and if mixed values are a multiple of 64 wide; so they are padded.
 
 Floor: a tile reads its visible keys and values once; a pass over the gathered copies comes on top.
 Temporaries are a few times the rows and a few blocks.
@@ -30,8 +30,8 @@ PLATFORM = None
 BLOCK_KEYS = 128
 TILE_ROWS = 16
 FEW_ROWS = 3  # a stretch of so many rows is taken as lone rows
-LONE_AT_ONCE, TILES_AT_ONCE = 8, 1
-ROW_MULTIPLE, WIDTH_MULTIPLE = 4, 64  # of the matrix products
+LONE_AT_ONCE, TILES_AT_ONCE = 16, 4
+ROW_MULTIPLE, ODD_MULTIPLE, WIDTH_MULTIPLE = 4, 32, 64  # of the matrix products
 LEAST = -0.5 * float(jnp.finfo(jnp.float32).max)  # a score that is none, but finite
 
 
@@ -54,9 +54,10 @@ class Cache(NamedTuple):
         """Copy one block of keys or values per slot."""
         P, G, S, A = page_PGSA.shape
         page_WJ = block_W[:, None] * self.block_pages + jnp.arange(self.block_pages)[None, :]
-        page_WJ = self.table_QJ.at[slot_W[:, None], page_WJ].get(mode="clip")
-        head_WGJ = jnp.clip(page_WJ, 0, P - 1)[:, None] * G + jnp.arange(G)[None, :, None]
-        x_WGJSA = page_PGSA.reshape(P * G, S, A).at[head_WGJ].get(mode="promise_in_bounds")
+        page_WJ = jnp.clip(self.table_QJ.at[slot_W[:, None], page_WJ].get(mode="clip"), 0, P - 1)
+        # Whole pages: what is copied is contiguous, and heads change places only if a block has many pages.
+        x_WJX = page_PGSA.reshape(P, -1).at[page_WJ].get(mode="promise_in_bounds")
+        x_WGJSA = jnp.swapaxes(x_WJX.reshape(*page_WJ.shape, G, S, A), 1, 2)
         return x_WGJSA.reshape(len(slot_W), G, self.block_keys, A).astype(accumulator(page_PGSA))
 
 
@@ -149,7 +150,7 @@ def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int) -> j
         .astype(accumulator(rows.q_NHA))
     )
     q_WGMA = jnp.swapaxes((q_WTHA * rows.scale).reshape(W, T, G, R, A), 1, 2).reshape(W, G, T * R, A)
-    more = -(T * R) % ROW_MULTIPLE
+    more = _padding(T * R)
     q_WGMA = jnp.pad(q_WGMA, ((0, 0), (0, 0), (0, more), (0, 0)))
     row_M = jnp.minimum(jnp.arange(T * R + more) // R, T - 1)
     position_WM1 = (position_W[:, None] + jnp.minimum(row_M[None, :], size_W[:, None] - 1))[..., None]
@@ -162,14 +163,13 @@ def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int) -> j
             visible(key_WK[:, None], position_WM1, rows.window) & (first_W + step < end_W)[:, None, None]
         )
         k_WGKA, v_WGKA = (cache.block(x, slot_W, block_W) for x in (cache.k_PGSA, cache.v_PGSA))
-        v_WGKA = jnp.where(jnp.any(seen_WMK, axis=1)[:, None, :, None], v_WGKA, 0)
         v_WGKA = jnp.pad(v_WGKA, ((0, 0), (0, 0), (0, 0), (0, -A % WIDTH_MULTIPLE)))
-        score_WGMK = jnp.where(seen_WMK[:, None], jnp.einsum("WGMA,WGKA->WGMK", q_WGMA, k_WGKA), LEAST)
+        score_WGMK = jnp.where(seen_WMK[:, None], _scores(q_WGMA, k_WGKA), LEAST)
         new_WGM1 = jnp.maximum(top_WGM1, jnp.max(score_WGMK, axis=-1, keepdims=True))
         weight_WGMK = jnp.where(seen_WMK[:, None], jnp.exp(score_WGMK - new_WGM1), 0)
         kept_WGM1 = jnp.exp(top_WGM1 - new_WGM1)
-        sum_WGM1 = sum_WGM1 * kept_WGM1 + jnp.sum(weight_WGMK, axis=-1, keepdims=True)
-        o_WGMA = o_WGMA * kept_WGM1 + jnp.einsum("WGMK,WGKA->WGMA", weight_WGMK, v_WGKA)
+        sum_WGM1 = sum_WGM1 * kept_WGM1 + _sum(weight_WGMK)
+        o_WGMA = o_WGMA * kept_WGM1 + _mix(weight_WGMK, v_WGKA, jnp.any(seen_WMK, axis=1))
         return step + 1, new_WGM1, sum_WGM1, o_WGMA
 
     column = jnp.zeros_like(q_WGMA[..., :1])
@@ -179,3 +179,35 @@ def _attend_chunk(rows: Rows, cache: Cache, tile_W, size_W, most_rows: int) -> j
     _, _, sum_WGM1, o_WGMA = lax.while_loop(lambda carry: carry[0] < steps, body, start)
     o_WGMA = (o_WGMA / jnp.where(sum_WGM1 > 0, sum_WGM1, 1))[:, :, : T * R, :A]
     return jnp.swapaxes(o_WGMA.reshape(W, G, T, R, A), 1, 2).reshape(W, T, H, A)
+
+
+def _padding(rows: int) -> int:
+    """Rows to add, so that products sum each of them as in any other call; see above."""
+    more = -rows % ROW_MULTIPLE
+    return more if (rows + more) % ODD_MULTIPLE else more + ROW_MULTIPLE
+
+
+def _scores(q_WGMA, k_WGKA):
+    """Keys come first, as then the few queries are what the product rearranges; XLA must not turn it back."""
+    score_WGKM = lax.optimization_barrier(jnp.einsum("WGKA,WGMA->WGKM", k_WGKA, q_WGMA))
+    return jnp.swapaxes(score_WGKM, 2, 3)
+
+
+def _sum(x_WGMK):
+    """[..., 1]: the sum over keys, by halves, as the order of a reduction depends on how much there is of it."""
+    while (K := x_WGMK.shape[-1]) > 1:
+        half = K - K // 2
+        high_WGMK = jnp.pad(x_WGMK[..., half:], ((0, 0), (0, 0), (0, 0), (0, 2 * half - K)))
+        x_WGMK = x_WGMK[..., :half] + high_WGMK
+    return x_WGMK
+
+
+def _mix(weight_WGMK, v_WGKA, seen_WK):
+    """Weighted values. Where nobody looks the weight is 0, which is not enough if there is no finite value."""
+    product = lambda v_WGKA: jnp.einsum("WGMK,WGKA->WGMA", weight_WGMK, v_WGKA)
+    mixed_WGMA = product(v_WGKA)
+    return lax.cond(
+        jnp.all(jnp.isfinite(mixed_WGMA)),
+        lambda: mixed_WGMA,
+        lambda: product(jnp.where(seen_WK[:, None, :, None], v_WGKA, 0)),
+    )

@@ -29,6 +29,7 @@ interpreted_nightly = pytest.mark.parametrize("implementation", (*COMPILED, *NIG
 invariant = pytest.mark.parametrize("implementation", ("xla_blocks", *INTERPRETED))
 invariant_nightly = pytest.mark.parametrize("implementation", ("xla_blocks", *NIGHTLY))
 GROUPED, WINDOW, MULTI_QUERY = shapes.TINY
+LARGE = {name: getattr(cpu, name) for name in ("BLOCK_KEYS", "TILE_ROWS", "FEW_ROWS", "LONE_AT_ONCE")}
 # decoding, a chunk, one that follows another of its slot, a slot twice, the last position there is
 MIXED = [(0, 47, 1), (1, 0, 1), (2, 5, 9), (2, 30, 1), (3, 0, 5), (4, 7, 1)]
 
@@ -170,6 +171,20 @@ def test_a_row_does_not_depend_on_how_many_rows_there_are(implementation):
     np.testing.assert_array_equal(np.asarray(attend(implementation, more))[:2], few)
 
 
+@pytest.mark.parametrize("page_size", [16, nightly(128)])
+@pytest.mark.parametrize(("H", "G"), [(9, 3), nightly(8, 2), nightly(5, 5)])
+def test_blocks_as_large_as_they_are(monkeypatch, H, G, page_size):
+    """Alone, in a batch and in a chunk, with the constants of the CPU: sums of other sizes take other ways."""
+    for name, value in LARGE.items():
+        monkeypatch.setattr(cpu, name, value)
+    shape = SlotShape("large", N=64, H=H, G=G, A=64, Q=4, J=256 // page_size, S=page_size)
+    attend = jax.jit(functools.partial(slot_attention, implementation="xla_blocks"))
+    at = lambda chunks, rows: np.asarray(attend(*of_chunks(shape, chunks, rows=rows).operands()))
+    batch = at([(2, 150, 1), *((slot % 4, 3 * slot, 1) for slot in range(60) if slot % 4 != 2)], 64)[0]
+    np.testing.assert_array_equal(at([(2, 150, 1)], 1)[0], batch)
+    np.testing.assert_array_equal(at([(2, 120, 64)], 64)[30], batch)
+
+
 @pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @invariant
@@ -259,6 +274,7 @@ def test_only_visible_blocks_are_read(monkeypatch):
 
     monkeypatch.setattr(cpu.Cache, "block", counted)
     monkeypatch.setattr(cpu, "LONE_AT_ONCE", 1)
+    monkeypatch.setattr(cpu, "TILES_AT_ONCE", 1)
     case = of_chunks(GROUPED, [(0, 47, 1), (1, 0, 1), (2, 5, 1), (3, 30, 4)], rows=GROUPED.N)
     op = jax.jit(functools.partial(slot_attention, implementation="xla_blocks"))
     assert_close(op(*case.operands()), case.oracle(), terms=GROUPED.A)
