@@ -194,7 +194,7 @@ def _scores(q_WGMA, k_WGKA):
 
 
 def _sum(x_WGMK):
-    """[..., 1]: the sum over keys, by halves, as the order of a reduction depends on how much there is of it."""
+    """[..., 1]: the sum over keys, by halves: the order of a reduction depends on how much there is."""
     while (K := x_WGMK.shape[-1]) > 1:
         half = K - K // 2
         high_WGMK = jnp.pad(x_WGMK[..., half:], ((0, 0), (0, 0), (0, 0), (0, 2 * half - K)))
@@ -203,7 +203,7 @@ def _sum(x_WGMK):
 
 
 def _mix(weight_WGMK, v_WGKA, seen_WK):
-    """Weighted values. Where nobody looks the weight is 0, which is not enough if there is no finite value."""
+    """Weighted values. Where nobody looks the weight is 0, which is not enough if the value is NaN."""
     product = lambda v_WGKA: jnp.einsum("WGMK,WGKA->WGMA", weight_WGMK, v_WGKA)
     mixed_WGMA = product(v_WGKA)
     return lax.cond(

@@ -174,7 +174,7 @@ def test_a_row_does_not_depend_on_how_many_rows_there_are(implementation):
 @pytest.mark.parametrize("page_size", [16, nightly(128)])
 @pytest.mark.parametrize(("H", "G"), [(9, 3), nightly(8, 2), nightly(5, 5)])
 def test_blocks_as_large_as_they_are(monkeypatch, H, G, page_size):
-    """Alone, in a batch and in a chunk, with the constants of the CPU: sums of other sizes take other ways."""
+    """Alone, in a batch and in a chunk, in blocks of the usual size: sums of other sizes take other ways."""
     for name, value in LARGE.items():
         monkeypatch.setattr(cpu, name, value)
     shape = SlotShape("large", N=64, H=H, G=G, A=64, Q=4, J=256 // page_size, S=page_size)
