@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import struct
 
 TOP = 20  # most likely tokens whose log-probabilities are told
+PART = 256  # numbers, at most, in which `best` looks for a place
 
 
 @struct.dataclass
@@ -23,7 +24,7 @@ def sample(logits_BV, settings: SamplingRows, pos_B):
 
     The noise of a row is a function of its seed and position alone.
     """
-    greedy_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    greedy_B = best(logits_BV)
     hot_B = settings.temperature_B > 0
 
     def draw():
@@ -37,10 +38,23 @@ def sample(logits_BV, settings: SamplingRows, pos_B):
         )
         likely_BV = scaled_BV >= jnp.log(settings.min_p_B)[:, None]  # the most likely one is at 0
         kept_BV = jnp.where(likely_BV, kept_BV, -jnp.inf)
-        drawn_B = jnp.argmax(kept_BV + noise(settings.seed_B, pos_B, kept_BV.shape[-1]), axis=-1)
-        return jnp.where(hot_B, drawn_B.astype(jnp.int32), greedy_B)
+        drawn_B = best(kept_BV + noise(settings.seed_B, pos_B, kept_BV.shape[-1]))
+        return jnp.where(hot_B, drawn_B, greedy_B)
 
     return jax.lax.cond(jnp.any(hot_B), draw, lambda: greedy_B)
+
+
+def best(x_BV):
+    """i32[B]: the place of the largest number, the first of several.
+
+    A maximum is many times faster than an argmax on CPU, so it says in which part of the row to look.
+    """
+    B, V = x_BV.shape
+    width = next(width for width in range(min(PART, V), 0, -1) if V % width == 0)
+    x_BNW = jnp.reshape(x_BV, (B, V // width, width))
+    part_B = jnp.argmax(jnp.max(x_BNW, axis=-1), axis=-1).astype(jnp.int32)
+    own_BW = jnp.take_along_axis(x_BNW, part_B[:, None, None], axis=1)[:, 0]
+    return part_B * width + jnp.argmax(own_BW, axis=-1).astype(jnp.int32)
 
 
 @struct.dataclass

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moejax.ops.sampling import TOP, SamplingRows, likelihoods, narrow, sample
+from moejax.ops.sampling import PART, TOP, SamplingRows, best, likelihoods, narrow, sample
 
 SHARES = np.array([0.1, 0.4, 0.2, 0.3])
 sample_jit = jax.jit(sample)
@@ -53,6 +53,14 @@ def test_narrow_worked_example(top_k, top_p, wanted):
 def test_temperature_zero_is_argmax():
     chosen = sample_jit(logits(3), rows(3, temperature=0.0), jnp.arange(3))
     np.testing.assert_array_equal(chosen, [1, 1, 1])
+
+
+@pytest.mark.parametrize("vocab", [1, 7, PART, 3 * PART, 2 * 541])
+def test_best_is_argmax(vocab):
+    """Of a part, of many, of a number with few factors; with ties, and where nothing is likely."""
+    x_BV = np.random.default_rng(vocab).integers(-3, 3, (50, vocab)).astype(np.float32)
+    x_BV[0], x_BV[1], x_BV[1, -1] = -np.inf, -np.inf, -1
+    np.testing.assert_array_equal(best(x_BV), x_BV.argmax(axis=1))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
