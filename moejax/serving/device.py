@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from moejax import sharding
 from moejax.config import require
 from moejax.model import shared
 from moejax.ops.sampling import SamplingRows
@@ -48,6 +49,8 @@ class Device(Executor):
     def __init__(self, model: Model, sizes: Sizes):
         self.model, self.sizes = unrolled(causal(model)), sizes
         m = self.model.cfg
+        alone = sharding.out("BTD") is None
+        require(alone, "a mesh is current, but the engine serves on one device; leave jax.set_mesh first")
         carried = ", ".join(shared.carry_specs(m))
         require(
             not (sizes.num_parked and carried),

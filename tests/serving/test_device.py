@@ -7,6 +7,8 @@ import pytest
 
 import moejax
 from configs import read_me, rmoe
+from moejax import sharding
+from moejax.config import MeshConfig
 from moejax.errors import UsageError
 from moejax.ops.rope import LongRope
 from moejax.serving.batch import answer, has_pages
@@ -61,6 +63,12 @@ def test_what_tokens_carry_from_layer_to_layer_cannot_wait_there():
     with pytest.raises(UsageError, match=r"carry rmoe from layer to layer.*other than layered"):
         Device(model, PARKING)
     Device(model, SIZES)
+
+
+def test_a_mesh_is_refused(model):
+    mesh = sharding.make_mesh(MeshConfig(data=8))
+    with jax.set_mesh(mesh), pytest.raises(UsageError, match="the engine serves on one device"):
+        Device(model, SIZES)
 
 
 def test_frequencies_by_the_size_of_a_request_have_no_pages(model):
