@@ -68,6 +68,10 @@ def load(
         f"{place} is computed in the dtype of its config.json; dtype={dtype!r} is for foreign models",
     )
     require(
+        dtype in (None, "float32", "bfloat16"),
+        f"dtype={dtype!r} is not one of 'float32', 'bfloat16' and None, which keeps that of the tensors",
+    )
+    require(
         kind is Kind.GGUF or not keep_quantised,
         f"keep_quantised=True is for GGUF files; {place} is a {kind} model",
     )
@@ -135,7 +139,11 @@ def kind_of(path: Path) -> Kind:
         return Kind.GGUF
     config = path / "config.json"
     there = os.path.lexists(config)
-    require(there, f"{path} has no config.json, so it holds no model; {saved_model.EXPECTED}")
+    require(
+        there,
+        f"{path} has no config.json, so it holds no model; give the directory of a training run, of "
+        "moejax.save or in the layout of the Hugging Face hub, or a *.gguf",
+    )
     found = json_file.read_json(safe_files.inside(path, config.name))
     return Kind.HF if "model_type" in found else Kind.MOEJAX
 

@@ -7,7 +7,6 @@ elsewhere brought along, so that it can go back there.
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 from moejax import durable, overrides, recipes, tokenizer
 from moejax import specs as sp
 from moejax.config import CheckpointConfig, ModelConfig, Run, require
-from moejax.errors import CheckpointError, StorageError, UsageError
+from moejax.errors import CheckpointError, UsageError
 from moejax.interop.json_file import read_json
 from moejax.model import forward as decoder
 from moejax.model.stack import no_side
@@ -77,22 +76,19 @@ def save(model: Model, path: Path) -> None:
       CheckpointError: the parameters are not those that `model.cfg` declares.
     """
     sp.check(model.params, decoder.specs(model.cfg))
-    temp = path.with_name(f".{path.name}.new")
-    try:
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
+    with durable.appearing(path) as temp:
+        temp.mkdir()
+        # Threads that found the disk full would go on after this function, and make their files again.
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves((model.params, model.sides)))
+        durable.require_room(path.parent, size)
         config = overrides.resolve(SavedModel(model.cfg, model.context), "moejax.save", {})
         durable.write_file(temp / "config.json", overrides.dumps(config).encode())
         _write_origin(model, temp)
         sides = _flatten_sides(model.sides)
         meta = {"sides": {name: [side.shape, str(side.dtype)] for name, side in sides.items()}}
-        checkpoints = Checkpointer(temp, CheckpointConfig(max_failures=1))
-        checkpoints.save(0, {"params": model.params, "sides": sides}, meta)
-        checkpoints.wait()
-        temp.rename(path)
-        durable.sync(path.parent)
-    except OSError as error:
-        raise StorageError(f"the model cannot be written to {path}: {error}") from error
+        with Checkpointer(temp, CheckpointConfig(max_failures=1, on_disk_full="stop")) as checkpoints:
+            checkpoints.save(0, {"params": model.params, "sides": sides}, meta)
+            checkpoints.wait()
 
 
 def read_config(path: Path, strategies: Iterable[type] = ()) -> Run | SavedModel:

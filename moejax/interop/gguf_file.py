@@ -4,7 +4,6 @@ from pathlib import Path
 
 from moejax import durable
 from moejax.config import require
-from moejax.errors import StorageError
 from moejax.interop.gguf import kept, vocabulary
 from moejax.interop.gguf.architectures import hub_config, hub_model
 from moejax.interop.gguf.header import float32
@@ -34,16 +33,8 @@ def save(model: Model, path: Path, family: str | None, tensor_type: str | None, 
     metadata = metadata_of(config, path.stem) | vocabulary.metadata_of(model.tokenizer, m.vocab)
     tensors = outgoing(directory.tensors(chosen, m, model.params), config, tensor_type)
     _require_same(chosen, m, Planned(str(path), metadata, tensors))
-    temp = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with durable.appearing(path) as temp:
         write_gguf(temp, metadata, tensors, progress)
-        temp.rename(path)
-        durable.sync(path.parent)
-    except OSError as error:
-        raise StorageError(f"the model cannot be written to {path}: {error}") from error
-    finally:
-        temp.unlink(missing_ok=True)
 
 
 def _require_same(family, m, planned: Planned) -> None:

@@ -1,12 +1,10 @@
 """A model in the layout of the Hugging Face hub: config.json, safetensors, the files of a tokenizer."""
 
 import json
-import shutil
 from pathlib import Path
 
 from moejax import durable
 from moejax.config import require
-from moejax.errors import StorageError
 from moejax.interop import safe_files
 from moejax.interop.hf import directory, families
 from moejax.interop.json_file import read_json
@@ -31,22 +29,14 @@ def save(model: Model, path: Path, family: str | None, max_shard_bytes: int, pro
     """See `moejax.save`."""
     chosen = family_of(model, family)
     config = directory.config_json(chosen, model.cfg, model.context, model.origin)
-    temp = path.with_name(f".{path.name}.new")
-    try:
-        shutil.rmtree(temp, ignore_errors=True)
-        temp.mkdir(parents=True)
+    with durable.appearing(path) as temp:
+        temp.mkdir()
         write_safetensors(temp, directory.tensors(chosen, model.cfg, model.params), max_shard_bytes, progress)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         durable.write_file(temp / "config.json", text.encode())
         if model.tokenizer is not None:
             for name, content in hub_tokenizer.files(model.tokenizer).items():
                 durable.write_file(temp / name, content)
-        temp.rename(path)
-        durable.sync(path.parent)
-    except OSError as error:
-        raise StorageError(f"the model cannot be written to {path}: {error}") from error
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
 
 
 def family_of(model: Model, name: str | None):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,7 +11,9 @@ import pytest
 
 import moejax
 from configs import base
-from moejax.errors import CheckpointError, UsageError
+from moejax.errors import CheckpointError, StorageError, UsageError
+from moejax.interop import gguf_file, hub_directory
+from moejax.training.checkpoint import Checkpointer
 from moejax.training.data.tokenizer import byte_tokenizer
 
 PROMPTS = ["def ", "class A:"]
@@ -177,3 +181,35 @@ def test_a_place_that_is_taken_is_left_alone(model, saved):
         moejax.save(model, saved, format="hf")
     with pytest.raises(UsageError, match="format='onnx' is not one of moejax, hf, gguf"):
         moejax.save(model, saved / "new", format="onnx")
+
+
+WRITERS = {
+    "moejax": (Checkpointer, "wait"),
+    "hf": (hub_directory, "write_safetensors"),
+    "gguf": (gguf_file, "write_gguf"),
+}
+
+
+@pytest.mark.parametrize("form", WRITERS)
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_what_could_not_be_written_leaves_nothing(model, tmp_path, monkeypatch, form, error):
+    def fails(*_, **__):
+        raise error("enough")
+
+    monkeypatch.setattr(*WRITERS[form], fails)
+    with pytest.raises(StorageError if error is OSError else error, match="enough"):
+        moejax.save(model, tmp_path / "new", format=form)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_is_left_as_it_is(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(StorageError, match=r"has 1,000 bytes free, [\d,]+ are needed"):
+        moejax.save(model, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bf16"])
+def test_a_dtype_that_is_not_computed_in_is_refused(saved, dtype):
+    with pytest.raises(UsageError, match=f"dtype='{dtype}' is not one of 'float32', 'bfloat16'"):
+        moejax.load(saved, dtype=dtype)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from moejax import specs as sp
+from moejax.config import require
 from moejax.errors import UsageError
 from moejax.interop.hf import families
 from moejax.interop.hf.family import Family
@@ -18,6 +19,7 @@ from moejax.interop.place import load_params
 from moejax.interop.source import TensorInfo, TensorSource
 from moejax.model import forward as decoder
 
+DTYPES = ("float32", "bfloat16")  # to compute in
 WIDER = {"float16": "float32"}  # what a model here does not compute in is kept in the next that holds it
 
 
@@ -56,10 +58,16 @@ def read(source: TensorSource, description: Description, dtype: str | None = Non
 
     Raises:
       CheckpointError: the tensors are not those of the model.
+      UsageError: they are of a dtype that is not computed in.
     """
     family = description.family
     source = family.view(source)
     chosen = dtype or _usual(source)
+    require(
+        chosen in DTYPES,
+        f"most numbers of the model are {chosen}, in which nothing is computed here; "
+        f"give dtype=, one of {', '.join(DTYPES)}",
+    )
     m = dataclasses.replace(description.model, dtype=chosen, param_dtype=chosen)
     table, specs = family.tensor_map(m), decoder.specs(m)
     return m, load_params(source, table, m, specs, rounding=dtype is not None, progress=progress)
@@ -91,5 +99,6 @@ def tensors(family: Family, m, params) -> Iterator[tuple[str, TensorInfo, Any]]:
 def config_json(family: Family, m, context: int, origin: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a model; what `origin` says beside the model's own settings stays."""
     kept = {name: value for name, value in origin.items() if name in BOOKKEEPING}
+    kept.pop("torch_dtype", None)  # the older name of dtype
     own = {"architectures": [family.architecture], "model_type": family.model_type}
     return kept | own | family.config(m) | {"max_position_embeddings": context, "dtype": m.param_dtype}
