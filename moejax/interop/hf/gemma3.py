@@ -58,7 +58,7 @@ def _read_attention(fields, num_layers: int, norm_eps: float) -> list[Gqa]:
 def _read_positions(fields) -> dict[str, dict]:
     """Arguments of the attention by the kind of layer."""
     empty = lambda: Fields({}, fields.where)
-    both, scaling = fields.part("rope_parameters"), fields.part("rope_scaling")
+    both, scaling = rope.parts(fields)
     parts = {"full_attention": scaling or empty(), "sliding_attention": empty()}
     found = {}
     for name, (older, default) in THETAS.items():

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from moejax.config import require
 from moejax.interop.hf.fields import REQUIRED, Fields
 from moejax.ops import rope
 
@@ -17,11 +18,22 @@ def read(fields: Fields, theta: Any = REQUIRED) -> dict[str, Any]:
       UsageError: the positions are of a kind that is not known here.
     """
     theta = fields.take("rope_theta", float, theta if "rope_parameters" not in fields else 0.0)
-    scaling, parameters = fields.part("rope_scaling"), fields.part("rope_parameters")
+    parameters, scaling = parts(fields)
     part = parameters or scaling or Fields({}, fields.where)
     found = read_part(part, theta or REQUIRED, fields)
     part.done()
     return found
+
+
+def parts(fields: Fields) -> tuple[Fields | None, Fields | None]:
+    """`rope_parameters` and `rope_scaling`, of which a file has one at most.
+
+    Raises:
+      UsageError: it has both.
+    """
+    both = "rope_parameters" in fields and "rope_scaling" in fields
+    require(not both, f"{fields.where} has rope_parameters and rope_scaling, its older name; remove one")
+    return fields.part("rope_parameters"), fields.part("rope_scaling")
 
 
 def read_part(part: Fields, theta: Any, fields: Fields) -> dict[str, Any]:
@@ -34,8 +46,13 @@ def read_part(part: Fields, theta: Any, fields: Fields) -> dict[str, Any]:
     return {"rope_theta": part.take("rope_theta", float, theta), "rope_scaling": scaling(part, fields)}
 
 
-def write(theta: float, scaling: Any) -> dict[str, Any]:
-    """`rope_parameters` of an attention."""
+def write(theta: float | None, scaling: Any) -> dict[str, Any]:
+    """`rope_parameters` of an attention.
+
+    Raises:
+      UsageError: it knows no positions.
+    """
+    require(theta is not None, "attn.rope_theta is None; queries and keys of this family turn in every layer")
     found = {"rope_theta": theta, "rope_type": "default"}
     if isinstance(scaling, rope.Interpolation):
         found |= {"rope_type": "linear", "factor": scaling.factor}

@@ -18,6 +18,8 @@ from moejax.errors import CheckpointError
 from moejax.interop.source import TensorSource
 
 MOST_TIMES = 10  # as many tensors as there are that a config may ask for before it is refused unread
+HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"  # some files of tied models have both
+COMPARED = 1 << 24  # bytes of a tensor that are compared at once
 REMEDY = "use the config.json that these tensors were made with"
 
 
@@ -160,6 +162,8 @@ class TensorMap:
             if info.shape != wanted[name]:
                 what = f"tensor {name!r} of {info.file} is {info.shape}"
                 problems.append(f"{what}, the config asks for {wanted[name]}")
+        if HEAD in found - wanted.keys() and TABLE in found and not _equal(source, HEAD, TABLE):
+            problems.append(f"tensors {HEAD!r} and {TABLE!r} differ, but the config says that they are tied")
         if problems:
             shown = sorted(problems)
             more = f"; and {len(shown) - 20} more" if len(shown) > 20 else ""
@@ -174,6 +178,16 @@ def layers(m) -> list[tuple[str, object, int]]:
         for at in range(group.repeat)
         for b, block in enumerate(group.blocks)
     ]
+
+
+def _equal(source: TensorSource, name: str, other: str) -> bool:
+    """Whether two matrices are the same bits."""
+    info, another = source.info(name), source.info(other)
+    if (info.shape, info.dtype) != (another.shape, another.dtype):
+        return False
+    step = max(1, COMPARED // max(1, math.prod(info.shape[1:]) * info.dtype.itemsize))
+    rows = [(slice(first, first + step),) for first in range(0, info.shape[0], step)]
+    return all(source.read(name, own).tobytes() == source.read(other, own).tobytes() for own in rows)
 
 
 def _joined(shape: Sequence[int], groups: list[int]) -> tuple[int, ...]:

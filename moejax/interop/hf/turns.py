@@ -3,11 +3,11 @@
 Linear layers keep their weight as [out, in] there.
 """
 
-from moejax.interop.hf.tensor_map import Turn
+from moejax.interop.hf.tensor_map import HEAD, TABLE, Turn
 
-EMBED = Turn("model.embed_tokens.weight", ("embed",), "VD->VD")
+EMBED = Turn(TABLE, ("embed",), "VD->VD")
 NORM = Turn("model.norm.weight", ("norm",), "D->D")
-UNEMBED = Turn("lm_head.weight", ("unembed",), "VD->VD")
+UNEMBED = Turn(HEAD, ("unembed",), "VD->VD")
 ROTARY = "*.rotary_emb.inv_freq"  # a table that old files hold; it follows from the config
 
 
@@ -18,7 +18,7 @@ def once(m) -> tuple[Turn, ...]:
 
 def ignored(m) -> tuple[str, ...]:
     """Names that say nothing new; an unembedding that is the embedding table is in some files twice."""
-    return (ROTARY, "lm_head.weight") if m.tied else (ROTARY,)
+    return (ROTARY, HEAD) if m.tied else (ROTARY,)
 
 
 def norms(pre: str = "input_layernorm", post: str = "post_attention_layernorm") -> tuple[Turn, ...]:

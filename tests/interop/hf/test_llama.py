@@ -2,6 +2,9 @@
 
 import pytest
 
+from moejax.errors import UsageError
+from moejax.interop.hf import llama
+from moejax.interop.hf.fields import Fields
 from tests.interop import parity
 
 TINY = {
@@ -40,3 +43,9 @@ CASES = {
 def test_parity(own, tmp_path):
     _, transformers = parity.libraries()
     parity.check(transformers.LlamaConfig(**TINY | own), tmp_path)
+
+
+def test_positions_that_are_said_twice_are_refused():
+    twice = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": LLAMA3}
+    with pytest.raises(UsageError, match="has rope_parameters and rope_scaling, its older name; remove one"):
+        llama.read(Fields(TINY | twice))

@@ -103,6 +103,10 @@ def test_every_parameter_has_its_place():
             lambda t: t.update({"model.norm.weight": np.ones((65,), np.float32)}),
             r"tensor 'model.norm.weight' of some.safetensors is \(65,\), the config asks for \(64,\)",
         ),
+        (  # transformers would untie them
+            lambda t: t.update({"lm_head.weight": 2 * t["model.embed_tokens.weight"]}),
+            "tensors 'lm_head.weight' and 'model.embed_tokens.weight' differ, but the config says .* tied",
+        ),
     ],
 )
 def test_other_tensors_are_refused(change, said):
