@@ -26,12 +26,13 @@ def _read_selector(fields):
 
 def write(m: ModelConfig) -> dict:
     found, selector = deepseek.write(m, "deepseek_v2"), deepseek.selector(m)
-    found |= {"routed_scaling_factor": selector.scale, "num_experts_per_tok": selector.k}
     if isinstance(selector, GroupLimited):
-        groups = {"n_group": selector.num_groups, "topk_group": selector.keep_groups}
-        return found | groups | {"topk_method": "group_limited_greedy"}
-    kind(selector, TopK, "deepseek_v2")
-    return found | {"topk_method": "greedy"}
+        found |= {"n_group": selector.num_groups, "topk_group": selector.keep_groups}
+        found["topk_method"] = "group_limited_greedy"
+    else:
+        kind(selector, TopK, "deepseek_v2")
+        found["topk_method"] = "greedy"
+    return found | {"routed_scaling_factor": selector.scale, "num_experts_per_tok": selector.k}
 
 
 FAMILY = Family("deepseek_v2", "DeepseekV2ForCausalLM", read, write, deepseek.tensor_map)

@@ -6,11 +6,17 @@ from hypothesis import strategies as st
 
 from configs import base
 from moejax.attention.gqa import Gqa
-from moejax.config import BlockConfig
+from moejax.attention.mla import Mla
+from moejax.config import BlockConfig, Group, ModelConfig
+from moejax.dispatch.local import Local
 from moejax.errors import UsageError
 from moejax.ffn.dense import Dense
+from moejax.ffn.moe import Moe
 from moejax.interop.hf import families
 from moejax.interop.hf.family import groups_of
+from moejax.routers.score.linear import Linear
+from moejax.routers.select.relu_norm import ReluNorm
+from moejax.routers.select.top_p import TopP
 
 
 def block(hidden: int) -> BlockConfig:
@@ -50,3 +56,19 @@ def test_an_unknown_family_is_refused_with_a_suggestion():
 
 def test_a_model_finds_its_family():
     assert families.of_model(base.tiny().model).model_type == "mixtral"
+
+
+LATENT = Mla(num_heads=2, kv_rank=4, plain_width=4, turned_width=4, value_width=4)
+STRANGE = {  # each is a family's own but for one part
+    "BlockFFN without positions": (Gqa(2, 1, 4, rope_theta=None), Linear("relu"), ReluNorm(4), False, None),
+    "DeepSeek-V2 with a choice by mass": (LATENT, Linear(), TopP(2), True, Dense(8)),
+}
+
+
+@pytest.mark.parametrize(("attn", "scorer", "selector", "gated", "shared"), STRANGE.values(), ids=STRANGE)
+def test_a_model_of_no_family_is_told_why(attn, scorer, selector, gated, shared):
+    ffn = Moe(4, 8, scorer, selector, Local(), gated=gated, shared_expert=shared)
+    m = ModelConfig(32, 16, (Group((BlockConfig(attn, ffn),), 2),))
+    with pytest.raises(UsageError) as error:
+        families.of_model(m)
+    assert all(f"\n{name}: " in str(error.value) for name in families.families())
