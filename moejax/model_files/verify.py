@@ -162,13 +162,13 @@ def _foreign_tensors(describe, open_source, values: bool) -> Iterator[Finding]:
     def tensors() -> str:
         from moejax.model import forward as decoder
 
-        m = described().model
-        described().family.tensor_map(m).check(source(), m, decoder.specs(m))
+        family, m = described().family, described().model
+        family.tensor_map(m).check(family.view(source()), m, decoder.specs(m))
         return f"all {len(source().names()):,} are those that the config declares"
 
-    family = lambda: f"{described().family.model_type}, {described().model.num_layers} layers"
+    config = lambda: f"{described().family.model_type}, {described().model.num_layers} layers"
     names = lambda: f"{len(source().names()):,} tensors, each in one place"
-    found = [_check("config", family), _check("files together", names)]
+    found = [_check("config", config), _check("files together", names)]
     if all(finding.good for finding in found):
         found.append(_check("tensors", tensors))
     yield from found

@@ -10,6 +10,7 @@ from moejax.errors import UsageError
 from moejax.interop import mxfp4
 from moejax.interop.hf import gpt_oss
 from moejax.interop.hf.fields import Fields
+from moejax.model_files.verify import findings
 from tests.contracts import tiny
 from tests.interop import parity
 
@@ -133,3 +134,4 @@ def test_packed_experts_open_as_what_they_stand_for(tmp_path):
     assert m == other_m
     assert m.dtype == "bfloat16"
     tiny.equal(params, others)
+    assert [found for found in findings(tmp_path / "packed", values=True) if not found.good] == []
