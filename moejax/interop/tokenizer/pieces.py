@@ -110,7 +110,8 @@ def _merges(pieces: Pieces, vocab: dict[str, int]) -> Iterator[tuple[float, int,
     if sum(len(text) ** 2 for text in pieces.texts) > MAX_WORK:
         raise ValueError("the tokens are too long")
     whole = [id for id, kind in enumerate(pieces.kinds) if kind == Kind.NORMAL]
-    for id, cut in ((id, cut) for id in whole for cut in range(1, len(pieces.texts[id]))):
+    cuts = ((own, cut) for own in whole for cut in range(1, len(pieces.texts[own])))
+    for id, cut in cuts:
         left, right = pieces.texts[id][:cut], pieces.texts[id][cut:]
         if left in vocab and right in vocab:
             yield -float(pieces.scores[id]), id, left, right
