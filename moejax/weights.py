@@ -4,6 +4,9 @@ Layers never call `jnp.einsum` on a parameter: here the stored layout becomes th
 parameter takes the activations' dtype, at one visible line.
 """
 
+import functools
+import string
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +20,14 @@ CHUNK = 1 << 23  # numbers of a quantised table that are in memory at once
 def einsum(eq: str, x, w):
     """`jnp.einsum(eq, x, w)` with a stored parameter `w`; letters as in `moejax.dims` decide the layout."""
     out_sharding = sharding.out(eq.split("->")[1])
-    return jnp.einsum(eq, x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
+    return jnp.einsum(_in_order(eq), x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
+
+
+@functools.cache
+def _in_order(eq: str) -> str:
+    """`eq` in rising letters: einsum sums in the order of the alphabet, and on CPU any other is a copy."""
+    rising = dict(zip(dict.fromkeys(filter(str.isalpha, eq)), string.ascii_letters, strict=False))
+    return "".join(rising.get(letter, letter) for letter in eq)
 
 
 def biased(x, b):

@@ -71,14 +71,6 @@ class Rows(NamedTuple):
     scale: float
 
 
-class Kind(NamedTuple):
-    """Tiles of one size."""
-
-    rows: int  # at most
-    at_once: int
-    most: int  # tiles
-
-
 def refusal(function, *operands, **static) -> None:
     """It serves everything."""
 
@@ -91,44 +83,32 @@ def attend(*operands, window, scale) -> jax.Array:
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_k_PGSA.shape[2])
     first_N, count_N = stretches(rows.slot_N, rows.position_N, live_N, TILE_ROWS)
     lone_N = live_N & (count_N <= FEW_ROWS)
-    kind = Kind(1, min(LONE_AT_ONCE, N), N)
-    o_XHA, place_N = _attend_tiles(rows, cache, lone_N.astype(jnp.int32), kind)
+    o_NHA = vary(jnp.zeros(q_NHA.shape, accumulator(q_NHA)), varying_axes(q_NHA))
+    o_NHA = _attend_tiles(o_NHA, rows, cache, lone_N.astype(jnp.int32), 1)
     if N > FEW_ROWS:
-        row_N = jnp.arange(N, dtype=jnp.int32)
-        size_N = jnp.where((first_N == row_N) & ~lone_N, count_N, 0)
-        kind = Kind(TILE_ROWS, TILES_AT_ONCE, N // (FEW_ROWS + 1))
-        more_XHA, tile_N = _attend_tiles(rows, cache, size_N, kind)
-        place_in_more_N = len(o_XHA) + tile_N[first_N] * TILE_ROWS + row_N - first_N
-        o_XHA, place_N = jnp.concatenate([o_XHA, more_XHA]), jnp.where(lone_N, place_N, place_in_more_N)
-    return jnp.where(live_N[:, None, None], o_XHA.at[place_N].get(mode="clip"), 0).astype(q_NHA.dtype)
+        size_N = jnp.where((first_N == jnp.arange(N)) & ~lone_N, count_N, 0)
+        o_NHA = _attend_tiles(o_NHA, rows, cache, size_N, TILE_ROWS)
+    return o_NHA.astype(q_NHA.dtype)
 
 
-def _attend_tiles(rows: Rows, cache: Cache, size_N, kind: Kind):
-    """The results of the tiles that begin at the rows where there is a size, longest first.
-
-    Returns:
-      (o_XHA, `kind.rows` rows per tile; place_N: the place among the tiles of the one that begins at a row).
-    """
+def _attend_tiles(o_NHA, rows: Rows, cache: Cache, size_N, most_rows: int):
+    """`o_NHA` with the results of the tiles that begin at the rows where there is a size, longest first."""
+    N = len(size_N)
+    at_once = min(LONE_AT_ONCE if most_rows == 1 else TILES_AT_ONCE, N)
     first_block_N, end_block_N = _seen_blocks(rows.position_N, size_N, cache.block_keys, rows.window)
     order_N = jnp.argsort(jnp.where(size_N > 0, first_block_N - end_block_N, 1))
-    chunks = -(-kind.most // kind.at_once)
-    padding = max(chunks * kind.at_once - len(order_N), 0)
-    tile_U, size_U = (jnp.pad(x, (0, padding)) for x in (order_N, size_N[order_N]))
+    tile_U, size_U = (jnp.pad(x, (0, -N % at_once)) for x in (order_N, size_N[order_N]))
+    row_T = jnp.arange(most_rows)
 
     def body(carry):
-        chunk, o_XHA = carry
-        at = chunk * kind.at_once
-        tile_W, size_W = (lax.dynamic_slice_in_dim(x, at, kind.at_once) for x in (tile_U, size_U))
-        o_WTHA = _attend_chunk(rows, cache, tile_W, size_W, kind.rows)
-        o_RHA = o_WTHA.reshape(-1, *o_WTHA.shape[2:])
-        return chunk + 1, lax.dynamic_update_slice_in_dim(o_XHA, o_RHA, at * kind.rows, 0)
+        chunk, o_NHA = carry
+        tile_W, size_W = (lax.dynamic_slice_in_dim(x, chunk * at_once, at_once) for x in (tile_U, size_U))
+        row_WT = jnp.where(row_T[None, :] < size_W[:, None], tile_W[:, None] + row_T[None, :], N)
+        o_WTHA = _attend_chunk(rows, cache, tile_W, size_W, most_rows)
+        return chunk + 1, o_NHA.at[row_WT].set(o_WTHA, mode="drop")
 
-    _, H, A = rows.q_NHA.shape
-    zero_XHA = jnp.zeros((chunks * kind.at_once * kind.rows, H, A), accumulator(rows.q_NHA))
-    used = -(-jnp.sum(size_N > 0, dtype=jnp.int32) // kind.at_once)
-    start = (jnp.zeros_like(used), vary(zero_XHA, varying_axes(rows.q_NHA)))
-    place_N = jnp.zeros_like(order_N).at[order_N].set(jnp.arange(len(order_N), dtype=order_N.dtype))
-    return lax.while_loop(lambda carry: carry[0] < used, body, start)[1], place_N
+    used = -(-jnp.sum(size_N > 0, dtype=jnp.int32) // at_once)
+    return lax.while_loop(lambda carry: carry[0] < used, body, (jnp.zeros_like(used), o_NHA))[1]
 
 
 def _seen_blocks(position, size, block_keys: int, window: int | None):
