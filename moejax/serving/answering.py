@@ -65,24 +65,36 @@ class Answering:
         return (self._in_groups if self.counts is None else self._by_the_engine)(jobs, expect)
 
     def _by_the_engine(self, jobs, expect) -> Iterator[Answer]:
-        asked, wrong = {}, collections.deque()
+        asked, others = {}, collections.deque()
 
         def requests():
             number = itertools.count()
             for job in jobs:
                 expect(job)
-                if job.request is None:
-                    wrong.append(job)
+                if job.request is None or not self._fits(job):
+                    others.append(job)
                 else:
                     asked[next(number)] = job
                     yield job.request
 
         for i, completion in answer(self._model, requests(), self._scheduler, self._sizes, self.counts):
             yield asked.pop(i), completion
-            while wrong:
-                yield wrong.popleft(), None
-        while wrong:
-            yield wrong.popleft(), None
+            yield from self._apart(others)
+        yield from self._apart(others)
+
+    def _fits(self, job) -> bool:
+        """Whether the engine's cache could hold the request."""
+        room = self._sizes.num_pages * self._sizes.page_size
+        return len(job.request.tokens) + job.request.sampling.max_tokens - 1 <= room
+
+    def _apart(self, others: collections.deque) -> Iterator[Answer]:
+        """Wrong jobs, and requests that are too long for the engine, each for itself."""
+        while others:
+            job = others.popleft()
+            if job.request is None:
+                yield job, None
+            else:
+                yield from ((job, done) for _, done in complete(self._model, [job.request], 1))
 
     def _in_groups(self, jobs, expect) -> Iterator[Answer]:
         while window := list(itertools.islice(jobs, WINDOW)):

@@ -2,7 +2,10 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator
+
+import jax.numpy as jnp
 
 from moejax.model import stack
 from moejax.ops.rope import LongRope
@@ -16,6 +19,7 @@ from moejax.serving.state import Job, ServeState
 
 WINDOW = 512  # requests that are looked at before there is room for them
 POSITIONS = 512  # of the cache per slot; a longer request takes those of others
+MOST_BYTES = 4 << 30  # of the cache, for the sake of one long request
 LEAST_ROWS = 64  # of a step; fewer take as long on CPU
 
 
@@ -40,7 +44,12 @@ def sizes_for(model, num_slots: int, exact: bool = False) -> Sizes:
         products, those of routers, in several orders, and last digits may differ; reading is faster.
     """
     page = Sizes.page_size
-    positions = max(model.context, num_slots * min(model.context, POSITIONS))
+    specs = stack.page_specs(model.cfg, 1, page)
+    page_bytes = sum(
+        math.prod(spec.shape) * jnp.dtype(spec.dtype).itemsize for _, spec in stack.sp.leaves(specs)
+    )
+    longest = min(model.context, MOST_BYTES // page_bytes * page)
+    positions = max(longest, num_slots * min(longest, POSITIONS))
     least = max(LEAST_ROWS, num_slots)
     rows = (least,) if exact else (least, 4 * least, 8 * least)
     return Sizes(num_slots, -(-positions // page), page, rows)
