@@ -5,7 +5,7 @@ import sys
 
 from moejax import flags
 
-NAMES = ("disaggregation", "gguf", "kernels", "phase_split", "serving", "training")
+NAMES = ("disaggregation", "generation", "gguf", "kernels", "phase_split", "serving", "training")
 
 
 def main(argv: list[str]) -> int:
