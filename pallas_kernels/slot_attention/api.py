@@ -97,6 +97,9 @@ def write_page(page_PGSA, x_NGA, slot_N, position_N, page_table_QJ):
     num_pages, num_heads, page_size, _ = page_PGSA.shape
     if x_NGA.shape[1] != num_heads:
         raise ValueError(f"rows are {x_NGA.shape}, pages are {page_PGSA.shape}; expected [N, G, A]")
+    if len(slot_N) == 1:  # XLA would make it another operation than a scatter, which copies all pages on CPU
+        x_NGA, position_N = (jnp.concatenate([x, x]) for x in (x_NGA, position_N))
+        slot_N = jnp.pad(slot_N, (0, 1), constant_values=-1)
     live_N = live_rows(slot_N, position_N, page_table_QJ, page_size)
     page_N = page_table_QJ[jnp.where(live_N, slot_N, 0), jnp.where(live_N, position_N, 0) // page_size]
     page_N = jnp.where(live_N, page_N, num_pages)  # where nothing is

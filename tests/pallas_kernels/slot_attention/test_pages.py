@@ -1,11 +1,16 @@
 """What `write_pages` writes, and where."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from pallas_kernels import write_pages
+from pallas_kernels import slot_attention, write_pages
 from pallas_kernels.slot_attention import shapes
+from pallas_kernels.slot_attention.shapes import SlotShape
 
 
 def test_writing_by_hand():
@@ -35,3 +40,21 @@ def test_pages_that_are_donated_are_written_in_place():
     memory = write.lower(*args).compile().memory_analysis()
     assert memory.alias_size_in_bytes == 2 * pages.nbytes
     assert memory.temp_size_in_bytes < pages.nbytes / 2
+
+
+@pytest.mark.parametrize("rows", [1, 24])
+def test_pages_that_are_read_at_once_are_not_copied(rows):
+    """As a layer of a stack does it. Pages are 8 times 2 heads of 8 positions and 16 numbers."""
+    shape = SlotShape("layer", N=rows, H=4, G=2, A=16, Q=2, J=4, S=8)
+    like = [jax.ShapeDtypeStruct(dims, jnp.float32) for dims in shape.dims[:3]]
+    rows_like = [jax.ShapeDtypeStruct((rows, 2, 16), jnp.float32)] * 2
+    where_like = [jax.ShapeDtypeStruct(dims, jnp.int32) for dims in shape.dims[3:]]
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def layer(pages, q_NHA, new, where):
+        pages = write_pages(*(x[0] for x in pages), *new, *where)
+        return [x[None] for x in pages], slot_attention(q_NHA, *pages, *where, implementation="xla_blocks")
+
+    stack = [jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for x in like[1:]]
+    program = layer.lower(stack, like[0], rows_like, where_like).compile().as_text()
+    assert not re.findall(r"= f32\[(?:1,)?8,2,8,16\]\S* copy\(", program)
