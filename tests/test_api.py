@@ -128,7 +128,7 @@ def test_load_reads_the_parameters_of_a_run_and_what_its_controller_learned(mode
 def test_load_says_what_it_expected(model, tmp_path):
     with pytest.raises(UsageError, match=r"there is no file or directory .*, and it is no name such as"):
         moejax.load(tmp_path / "none")
-    with pytest.raises(UsageError, match=r"has no config\.json, so it holds no model; a model is"):
+    with pytest.raises(UsageError, match=r"has no config\.json, so it holds no model; give the directory"):
         moejax.load(tmp_path)
     run_directory(tmp_path / "young", model, base.tiny())
     with pytest.raises(CheckpointError, match="no checkpoint in the directory yet"):

@@ -28,7 +28,7 @@ from tests.contracts.cases import REFUSED, SCORERS, SELECTORS
 
 B, T, D, F = 2, 6, 8, 4
 # Each scorer with one selector, and each selector with the first scorer that it accepts.
-ROUTERS = [(scorer, "top_2") for scorer in SCORERS]
+ROUTERS = [(scorer, "top_2") for scorer in SCORERS if (scorer, "top_2") not in REFUSED]
 ROUTERS += [(next(s for s in SCORERS if (s, selector) not in REFUSED), selector) for selector in SELECTORS]
 CASES = hypothesis.settings(max_examples=25, deadline=None, database=None)
 SIZES = ((1, 1), (3, 2), (5, 5), (16, 3))  # E, K of the dispatcher alone
