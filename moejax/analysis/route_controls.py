@@ -1,9 +1,9 @@
 """What the best of many candidates is worth by itself: controls for `route_oracle`.
 
-Duo-LLM (Alizadeh et al. 2024, arXiv 2410.10846) finds that the best route with half of the layers big beats all
-others, and says that there are more such routes. A minimum over noise falls with its number of candidates too,
-so a gain is compared to what equally many candidates gain without meaning, and to what can be chosen without
-knowing the target.
+Duo-LLM (Alizadeh et al. 2024, arXiv 2410.10846) finds that the best route with half of the layers big beats
+all others, and says that there are more such routes. A minimum over noise falls with its number of candidates
+too, so a gain is compared to what equally many candidates gain without meaning, and to what can be chosen
+without knowing the target.
 """
 
 import math
