@@ -5,6 +5,7 @@ the functions give PartitionSpecs, without one they give None, and the same code
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -32,14 +33,19 @@ RULES: dict[str, tuple[str, ...]] = {
 LETTERS = {"B": "batch", "H": "heads", "G": "kv_heads", "F": "ffn", "V": "vocab"}
 
 
-def make_mesh(cfg: MeshConfig) -> jax.sharding.Mesh | None:
+def make_mesh(cfg: MeshConfig, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh | None:
     """The mesh of a run: over the first devices; in a run of several processes over all; None for one.
+
+    Args:
+      cfg: devices along each axis.
+      devices: others than this machine's, to compile for; then one of them is a mesh too.
 
     Raises:
       UsageError: there are fewer devices, some would idle in a run of several processes, an axis of -1
         would leave some over, or a row of the batch would be split over processes.
     """
-    num_devices = jax.device_count()
+    found = jax.devices() if devices is None else list(devices)
+    num_devices = len(found)
     sizes = _infer({axis: getattr(cfg, axis) for axis in AXES}, num_devices)
     needed = math.prod(sizes.values())
     if needed > num_devices:
@@ -52,9 +58,9 @@ def make_mesh(cfg: MeshConfig) -> jax.sharding.Mesh | None:
             f"mesh ({_show(sizes)}) takes {needed} of {num_devices} devices, but in a run of several "
             "processes all of them take part; grow mesh.data, or set it to -1, which takes what is left"
         )
-    if needed == 1:
+    if needed == 1 and devices is None:
         return None
-    mesh = jax.make_mesh(tuple(sizes.values()), AXES, devices=jax.devices()[:needed])
+    mesh = jax.make_mesh(tuple(sizes.values()), AXES, devices=found[:needed])
     check_rows(np.vectorize(lambda device: device.process_index)(mesh.devices))
     return mesh
 
@@ -94,8 +100,9 @@ def check_rows(process: np.ndarray) -> None:
 
 
 def _mesh(mesh=None):
+    """The mesh to lay arrays out on; None inside `jax.pmap` or a shard_map, where each device has its own."""
     mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    return None if mesh.empty else mesh
+    return None if mesh.empty or mesh.are_all_axes_manual else mesh
 
 
 def _spec(names, mesh):

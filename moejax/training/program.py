@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,19 +56,15 @@ class Program:
 
     def init(self) -> train_state.TrainState:
         """The state before the first step."""
-        key = jax.random.fold_in(self.root_key, 0)
-        make = functools.partial(
-            train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer
-        )
-        return jax.jit(make)(key)
+        return jax.jit(self._make_state)()
 
     def abstract_state(self):
         """Shapes, dtypes and shardings of the state, without making it."""
+        return jax.tree.map(self._placed, jax.eval_shape(self._make_state))
+
+    def _make_state(self):
         key = jax.random.fold_in(self.root_key, 0)
-        make = functools.partial(
-            train_state.init, m=self.run.model, losses=self.losses, optimizer=self.optimizer
-        )
-        return jax.tree.map(self._placed, jax.eval_shape(make, key))
+        return train_state.init(key, self.run.model, self.losses, self.optimizer)
 
     def _placed(self, shape):
         if self.mesh is None:
@@ -93,7 +90,6 @@ class Program:
     def jit_step(self, donate: bool = True):
         """The jitted train step: (state, batch) -> (state, metrics)."""
         train = self.run.train
-        key = jax.random.fold_in(self.root_key, 1)
         one = functools.partial(
             step.train_step,
             m=self.run.model,
@@ -102,7 +98,11 @@ class Program:
             accumulate=train.accumulate,
             spike_factor=train.spike_factor,
         )
-        return jax.jit(lambda state, batch: one(state, batch, key), donate_argnums=0 if donate else ())
+
+        def with_key(state, batch):  # made here, as a mesh to compile for has no device to make it on
+            return one(state, batch, jax.random.fold_in(self.root_key, 1))
+
+        return jax.jit(with_key, donate_argnums=0 if donate else ())
 
     def compile_step(self):
         """The step compiled for the run's shapes; nothing is allocated."""
@@ -119,8 +119,12 @@ def as_batch(host: dict) -> Batch:
     return Batch(host["token"], host["pos"], seg_BT, valid_BT, host["target"], host["weight"], extra)
 
 
-def build(run: Run) -> Program:
+def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
     """Check the run against the devices and bind its functions.
+
+    Args:
+      run: what is trained.
+      devices: others than this machine's, for a program that is only compiled.
 
     Raises:
       UsageError: the mesh does not fit the devices, the batch or the model, or float64 is turned off.
@@ -131,7 +135,7 @@ def build(run: Run) -> Program:
         f"model.dtype={m.dtype}, model.param_dtype={m.param_dtype}: JAX computes in float32 instead of "
         "float64; choose float32, or set JAX_ENABLE_X64=1",
     )
-    mesh = sharding.make_mesh(run.mesh)
+    mesh = sharding.make_mesh(run.mesh, devices)
     if mesh is not None:  # axes of -1 are known now, and the run checks itself once more
         run = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **mesh.shape))
     specs = model.specs(run.model)
@@ -139,7 +143,7 @@ def build(run: Run) -> Program:
         run=run,
         mesh=mesh,
         losses=(*run.train.losses, RouterMeter()),
-        optimizer=optim.make(run.train.optim, run.train.steps, specs),
+        optimizer=optim.of_run(run.train, specs),
         specs=specs,
     )
 
