@@ -3,17 +3,21 @@
 import json
 import pathlib
 
-from moejax.bench.report import Measure, Report
+from moejax.bench.report import Bar, Measure, Report
 
 
 def finish(report: Report, json_path: str | None) -> None:
     """Print the report; with a path, also write it there."""
     print(table(report))
     if json_path:
-        path = pathlib.Path(json_path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-        print(f"written to {path}")
+        write(report, pathlib.Path(json_path))
+
+
+def write(report: Report, path: pathlib.Path) -> None:
+    """The report as JSON, which `python -m moejax.bench table` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}")
 
 
 def table(report: Report) -> str:
@@ -26,23 +30,34 @@ def table(report: Report) -> str:
         f"baseline: {report.baseline}",
     ]
     lines += [f"{name}: {value}" for name, value in report.settings.items()]
-    lines += ["", f"{'':<{width}}  {'median':>10}  {'min to max':^25}{'n':>4}"]
+    lines += [
+        "",
+        f"{'':<{width}}  {'value':>10}  {'min to max':^25}{'n':>4}  {'95% interval of the mean':<25}",
+    ]
     lines += [_row(measure, width) for measure in report.measures]
     lines += [""] + [f"note: {note}" for note in report.notes] + [_verdict(report)]
     return "\n".join(lines)
 
 
 def _row(measure: Measure, width: int) -> str:
-    low, high = (f"{x:.4g}" for x in measure.spread or (measure.value, measure.value))
-    spread = f"{low:>11} to {high:<10}" if measure.spread else ""
-    return f"{measure.name:<{width}}  {measure.value:>10.4g}  {spread:<25}{measure.n:>4}  {measure.unit}"
+    spread, interval = (_pair(pair) for pair in (measure.spread, measure.interval))
+    row = f"{measure.name:<{width}}  {measure.value:>10.4g}  {spread:^25}{measure.n:>4}  {interval:<25}"
+    return f"{row}  {measure.unit}" if interval else f"{row.rstrip()}  {measure.unit}"
+
+
+def _pair(pair: tuple[float, float] | None) -> str:
+    return f"{pair[0]:.4g} to {pair[1]:.4g}" if pair else ""
 
 
 def _verdict(report: Report) -> str:
-    value = {measure.name: measure.value for measure in report.measures}
-    bars = []
-    for bar in report.bar:
-        found = f"{value[bar.measure]:.3g}" if bar.measure in value else "not measured"
-        bars.append(f"{bar.measure} {found}, wanted {bar.at_least:g} or more")
-    words = {True: "holds", False: "does not hold", None: "is undecided"}
-    return f"the claim {words[report.holds]}: {'; '.join(bars)}"
+    found = {measure.name: measure for measure in report.measures}
+    words = {"holds": "holds", "fails": "does not hold", "inconclusive": "is undecided"}
+    bars = "; ".join(_reached(bar, found.get(bar.measure)) for bar in report.bar)
+    return f"the claim {words[report.verdict]}: {bars}"
+
+
+def _reached(bar: Bar, measure: Measure | None) -> str:
+    if measure is None:
+        return f"{bar.measure} not measured, wanted {bar}"
+    interval = f" ({_pair(measure.interval)})" if measure.interval else ""
+    return f"{bar.measure} {measure.value:.3g}{interval}, wanted {bar}"

@@ -51,9 +51,9 @@ def read_all(files: tuple[SourceFile, ...], hashes: tuple[str, ...], cfg: DataCo
         raise DataError(_nothing_left(files, log))
     if len(texts) == 1:
         where = next(document.where for _, document in unique.values())
-        texts, owners, is_held_out = _cut(texts[0], cfg.held_out, where), owners * 2, [False, True]
+        texts, owners, is_held_out = cut(texts[0], cfg.held_out, where), owners * 2, [False, True]
     else:
-        is_held_out = _choose(list(unique), cfg.held_out, seed)
+        is_held_out = choose(list(unique), cfg.held_out, seed)
     return Documents(
         [text for text, out in zip(texts, is_held_out, strict=True) if not out],
         [text for text, out in zip(texts, is_held_out, strict=True) if out],
@@ -77,7 +77,7 @@ def _read_unique(
     return unique
 
 
-def _choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
+def choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
     """Which documents are held out: those whose hash, as a fraction, is below `share`; never all or none."""
     salt = f"{seed}:".encode()
     scores = [int.from_bytes(hashlib.sha256(salt + digest).digest()[:8]) / 2**64 for digest in digests]
@@ -85,7 +85,7 @@ def _choose(digests: list[bytes], share: float, seed: int) -> list[bool]:
     return [score == least or (score < share and score != most) for score in scores]
 
 
-def _cut(text: bytes, share: float, where: str) -> list[bytes]:
+def cut(text: bytes, share: float, where: str) -> list[bytes]:
     """The two sides of a corpus that is one document."""
     target = int(len(text) * (1 - share))
     end = text.find(b"\n", target) + 1

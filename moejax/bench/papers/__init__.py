@@ -1,0 +1,1 @@
+"""Published results, one program each: `python -m moejax.bench list`."""
