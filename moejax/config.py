@@ -176,6 +176,7 @@ class TrainConfig:
     losses: tuple[Any, ...]  # Loss strategies; their weighted sum is minimised
     accumulate: int = 1  # micro-batches per optimiser step
     optim: OptimConfig = OptimConfig()
+    rules: tuple[Any, ...] = ()  # Rule strategies, each around the optimizer and the rules before it
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = 0
     log_every: int = 10

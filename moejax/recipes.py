@@ -22,7 +22,7 @@ from moejax.errors import MoejaxError, UsageError
 from moejax.records import suggest
 
 # Where strategies live. A config.json names classes of these packages and of moejax.config, nothing else.
-STRATEGY_PACKAGES = ("attention", "depth", "dispatch", "ffn", "losses", "ops", "routers")
+STRATEGY_PACKAGES = ("attention", "depth", "dispatch", "ffn", "losses", "ops", "routers", "training.rules")
 
 
 def resolve(source: str, texts: Mapping[str, str]) -> overrides.Resolved:

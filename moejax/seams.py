@@ -247,6 +247,9 @@ class Selector(Protocol):
     def check(self, num_experts: int, scorer: Scorer) -> None:
         """Raise UsageError unless it can work on so many experts with the scores of `scorer`."""
 
+    def check_taken(self, num_experts: int, index_LM) -> None:
+        """Raise UsageError unless it can work on these experts of each layer alone, in this order."""
+
     def causal_form(self) -> "Selector":
         """The selector by which text is generated; itself where there is no other."""
         return self
@@ -292,3 +295,15 @@ class Loss(Protocol):
     def stats(self, params, m, probes: tuple, output: Output, batch: Batch) -> Tree: ...
     def total(self, stats: Tree, state: Tree) -> tuple[Array, Tree, dict[str, Array]]: ...
     def side(self, state: Tree) -> tuple | None: ...  # per group, per position: Side with leading repeat
+
+
+class Rule(Protocol):
+    """What training does to parameters beside AdamW. `moejax.training.rules`."""
+
+    def around(self, optimizer, specs, steps: int):
+        """An optimizer (optax) for a run of so many steps that does it with, before or after `optimizer`.
+
+        `update` takes `apply` as that of `training.optimizer.make` does. A dict `metrics` of numbers in the
+        state is reported with every step.
+        """
+        ...

@@ -4,7 +4,8 @@
 al., 2025, arXiv 2501.12486): L = E + A / N^alpha + B / D^beta, where N is the mean over training of how many
 parameters there were, so that one law holds for models that are pruned in training and for dense ones. The
 fit is that of Hoffmann et al. (2022, arXiv 2203.15556): Huber's loss of the error in log L, from several
-starts. For given slopes the terms are a problem of least squares; the starts are the slopes that do best in it.
+starts. For given alpha and beta the terms are a problem of least squares; those that do best in it are the
+starts.
 """
 
 import dataclasses
@@ -66,7 +67,7 @@ def fit(points: Sequence[Point]) -> Law:
     x = np.stack([np.zeros_like(loss), params - params.mean(), tokens - tokens.mean()])
 
     def objective(theta):
-        """Sum over points of Huber's loss, and its slope in theta = (logs of the terms in the middle, slopes)."""
+        """Huber's loss, and its derivative in theta = (logs of the terms in the middle, alpha, beta)."""
         slope = np.array([0.0, *theta[3:]])
         term = theta[:3, None] - slope[:, None] * x
         log_sum = np.logaddexp.reduce(term)

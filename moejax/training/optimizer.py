@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import optax
 
 from moejax import specs as sp
-from moejax.config import OptimConfig
+from moejax.config import OptimConfig, TrainConfig
+
+
+def of_run(cfg: TrainConfig, specs) -> optax.GradientTransformationExtraArgs:
+    """AdamW within the rules of the run."""
+    optimizer = make(cfg.optim, cfg.steps, specs)
+    for rule in cfg.rules:
+        optimizer = rule.around(optimizer, specs, cfg.steps)
+    return optimizer
 
 
 def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:

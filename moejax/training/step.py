@@ -43,12 +43,19 @@ def train_step(
         skipped=jnp.where(apply, 0, state.skipped + 1),
     )
     health = {"health/skipped": new.skipped, BAD_GRADIENTS: _not_finite(grads)}
-    return new, {"train/loss": loss, "train/grad_norm": grad_norm, **health, **metrics}
+    metrics = health | metrics | _of_rules(opt_state)
+    return new, {"train/loss": loss, "train/grad_norm": grad_norm, **metrics}
 
 
 def _not_finite(grads):
     """bool per leaf. By its norm, which is computed anyway."""
     return jnp.stack([~jnp.isfinite(optax.tree.norm(leaf)) for leaf in jax.tree.leaves(grads)])
+
+
+def _of_rules(opt_state):
+    """What rules report, of the state after the update."""
+    found = optax.tree.get_all_with_path(opt_state, "metrics")
+    return {name: value for _, own in found for name, value in own.items()}
 
 
 def eval_step(params, loss_state, batch, *, m, losses):
