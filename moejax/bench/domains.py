@@ -91,7 +91,7 @@ def prepare(inputs: Inputs, vocab: int, seq_len: int, most_bytes: int = 1 << 20)
 
 
 def _library() -> list[bytes]:
-    return _documents(find_files(()))
+    return documents_of(find_files(()))
 
 
 def _named(paths: tuple[str, ...]) -> dict[str, list[bytes]]:
@@ -99,7 +99,7 @@ def _named(paths: tuple[str, ...]) -> dict[str, list[bytes]]:
     for path in paths:
         name = pathlib.Path(path).name.partition(".")[0]
         require(name not in (CODE, *found), f"--text={path}: there is a domain {name!r} already; rename it")
-        texts = _documents(find_files((path,)))
+        texts = documents_of(find_files((path,)))
         if sum(map(len, texts)) < LEAST_BYTES // 10:
             raise DataError(
                 f"--text={path} holds less than {LEAST_BYTES // 10} bytes of text; give a larger file"
@@ -108,7 +108,7 @@ def _named(paths: tuple[str, ...]) -> dict[str, list[bytes]]:
     return found
 
 
-def _documents(files: tuple[SourceFile, ...]) -> list[bytes]:
+def documents_of(files: tuple[SourceFile, ...]) -> list[bytes]:
     """All texts of the files, each once."""
     errors, texts = ErrorCollector("skip"), {}
     for file in files:
@@ -137,7 +137,7 @@ def _found() -> dict[str, list[bytes]]:
     headers = sysconfig.get_path("include")
     found = {
         "reference": _reference(),
-        "headers": _documents(find_files((f"{headers}/**/*.h",)))
+        "headers": documents_of(find_files((f"{headers}/**/*.h",)))
         if list(pathlib.Path(headers).rglob("*.h"))
         else [],
         "packages": _descriptions(),
