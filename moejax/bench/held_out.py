@@ -1,7 +1,6 @@
 """What a model does with text that it was not trained on: loss, and routing with labels."""
 
 import jax
-import numpy as np
 
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.bench.domains import Domains

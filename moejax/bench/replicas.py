@@ -92,7 +92,8 @@ def _group(bound: Program, text: Domains, seeds: list[int]):
         state, loss = steps(state, keys, program.as_batch(_stacked(host)))
         losses.append(loss)
     loss_RS = np.concatenate([np.asarray(loss) for loss in losses], axis=1)
-    held_out = {name: _nats(bound, state, rows) for name, rows in text.held_out.items()}
+    sums = jax.pmap(functools.partial(_sums, bound=bound), in_axes=(0, 0, None))
+    held_out = {name: _nats(sums, bound, state, rows) for name, rows in text.held_out.items()}
     seconds = time.monotonic() - begin
     for r, seed in enumerate(seeds):
         own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf[r]), (state.params, state.loss_state))
@@ -136,18 +137,19 @@ def _steps(state, key, batches, *, bound: Program):
     return jax.lax.scan(body, state, batches)
 
 
-def _nats(bound: Program, state, rows) -> np.ndarray:
+def _sums(params, loss_state, batch, *, bound: Program):
+    """(summed nats, targets) of a batch."""
+    losses = bound.losses
+    text = next(index for index, loss in enumerate(losses) if loss.measures_text)
+    seen = step.eval_step(params, loss_state, batch, m=bound.run.model, losses=losses)[text]
+    return seen["nll"], seen["weight"]
+
+
+def _nats(sums, bound: Program, state, rows) -> np.ndarray:
     """Held-out nats per token of every replica."""
-    text = next(index for index, loss in enumerate(bound.losses) if loss.measures_text)
-
-    def sums(params, loss_state, batch):
-        seen = step.eval_step(params, loss_state, batch, m=bound.run.model, losses=bound.losses)[text]
-        return seen["nll"], seen["weight"]
-
-    measured = jax.pmap(sums, in_axes=(0, 0, None))
     nats = weight = 0.0
     for host in held_out_batches(rows, bound.run.train.batch_rows):
-        parts = measured(state.params, state.loss_state, program.as_batch(host))
+        parts = sums(state.params, state.loss_state, program.as_batch(host))
         nats, weight = nats + np.asarray(parts[0], float), weight + np.asarray(parts[1], float)
     return nats / weight
 

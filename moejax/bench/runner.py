@@ -1,5 +1,6 @@
 """`python -m moejax.bench list | run NAME... | all | table`: the programs of published results."""
 
+import os
 import pathlib
 
 from absl import flags
@@ -11,6 +12,7 @@ from moejax.flags import Call, Program
 
 ACTIONS = ("list", "run", "all", "table")
 DEVICES = 8  # virtual ones on CPU: seeds side by side, and what needs a mesh
+QUICK = "--xla_backend_optimization_level=0"
 SUMMARY = """
 Published results as programs: what was claimed, what is measured here, and whether it holds.
 
@@ -50,6 +52,8 @@ def _list(call: Call, names: tuple[str, ...]) -> None:
 
 def _run(call: Call, names: tuple[str, ...]) -> None:
     """One after the other; what breaks one program does not stop the next."""
+    if call.flags["size"].value == "tiny":  # a tiny program takes longer to compile well than to run
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
     import jax
 
     programs = {name: paper.find(name) for name in names}

@@ -11,6 +11,7 @@ tests/routers/score/test_recurrent.py, those of the statistics in tests/analysis
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -95,11 +96,11 @@ def run_of(cfg: Settings, arm: str) -> Run:
 
 def statistics(trace: RoutingTrace) -> tuple[float, float, float]:
     """Means over layers: best over second best, mass of the chosen, information between neighbours."""
-    layers = tuple(trace.layers)
+    layers = tuple(trace.layers())
     inner = [balance.inner_balance(layer.score_NE) for layer in layers]
     outer = [balance.outer_balance(layer) for layer in layers]
     shared = [
-        balance.binned_information(a.score_NE, b.score_NE) for a, b in zip(layers, layers[1:], strict=False)
+        balance.binned_information(a.score_NE, b.score_NE) for a, b in itertools.pairwise(layers)
     ]
     return float(np.mean(inner)), float(np.mean(outer)), float(np.mean(shared))
 
