@@ -17,6 +17,7 @@ CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 PAPERS = (
     "blockffn",
     "duo_llm",
+    "journey_matters",
     "openmoe",
     "read_me",
     "rmoe",

@@ -39,7 +39,7 @@ def compute_schedule(
 ) -> tuple[int, int, float]:
     """(first event, last event, average density of the exact schedule) for events between shares of compute.
 
-    Steps are rounded to multiples of `every`; the first is at least 1.
+    Steps are rounded to multiples of `every`; the first is at least 1, the last within the run.
 
     Args:
       sparsity: S, from 0 to below 1.
@@ -50,10 +50,11 @@ def compute_schedule(
     pruning = sparsity / -math.log1p(-sparsity) if sparsity else 1.0  # mean density between the events
     before, between, after = start, (end - start) / pruning, (1 - end) / (1 - sparsity)
     whole = before + between + after
-    first = round(before / whole * steps / every) * every
-    last = first + round(((before + between) / whole * steps - first) / every) * every
-    first = max(first, 1)
-    return first, max(first, first + (last - first) // every * every), 1 / whole
+    first = max(round(before / whole * steps / every) * every, 1)
+    between = round(((before + between) / whole * steps - first) / every)
+    room = (steps - 1 - first) // every
+    last = first + max(min(between, room), 0) * every
+    return first, last, 1 / whole
 
 
 class PruneState(NamedTuple):
@@ -87,14 +88,14 @@ class GradualPrune(Rule):
         """(step, share kept from this step on) in a run of so many steps."""
         first, last, _ = compute_schedule(self.sparsity, steps, self.every, self.start, self.end)
         require(
-            last < steps,
-            f"pruning every={self.every} steps from step {first} to {last} does not end within "
-            f"train.steps={steps}; choose a smaller every, or an end before {self.end}",
+            first < steps,
+            f"pruning begins with step {first}, but train.steps={steps}; choose more steps, a smaller "
+            f"every than {self.every}, or a start before {self.start}",
         )
         return prune_schedule(self.sparsity, first, last, self.every)
 
     def around(self, optimizer, specs, steps):
-        """`optimizer` for the weights that are left, and events between its updates; as it is at sparsity 0."""
+        """`optimizer` for the weights that are left, and events after updates; unchanged at sparsity 0."""
         if self.sparsity == 0:
             return optimizer
         matrices = mask.prunable(specs, self.dense)
