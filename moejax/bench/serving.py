@@ -1,7 +1,8 @@
 """Schedulers on a trace of real requests, replayed on the simulated executor.
 
 The clock is a model of latency, given or fitted to measured steps, so every figure repeats exactly and no
-device is needed. `--claims` measures instead what the schedulers' papers promise, each on the load it names.
+device is needed. What the schedulers' papers promise, each on the load it names, is measured by
+`python -m moejax.bench run sarathi_serve layered_prefill prepacking batchllm`.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from absl import flags
 
 from moejax.analysis import machine
-from moejax.bench import serving_claims, serving_trace
+from moejax.bench import serving_trace
 from moejax.bench.report import Bar, Measure, Report
 from moejax.bench.run import finish
 from moejax.bench.serving_outcome import Outcome, Slo, watch
@@ -54,7 +55,6 @@ SUMMARY = """
 Replay a trace of requests against schedulers on a simulated clock.
 
     python -m moejax.bench serving --trace=azure_llm_code_2023.csv --scheduler=all
-    python -m moejax.bench serving --claims
 """
 
 
@@ -170,7 +170,6 @@ def define(values: flags.FlagValues) -> None:
     real("skew", _DEFAULT["skew"], "of experts' popularity; 0 = all alike", flag_values=values)
     real("ttft", 5.0, "promised seconds to the first token", flag_values=values)
     real("tbt", 0.125, "promised seconds between tokens", flag_values=values)
-    flags.DEFINE_boolean("claims", False, "measure what the papers promise instead", flag_values=values)
     text("json", None, "write the report there too", flag_values=values)
 
 
@@ -180,10 +179,7 @@ _DEFAULT = {field.name: field.default for field in dataclasses.fields(Replay)}
 def main(call: Call) -> None:
     """Flags to a run of the benchmark."""
     values = {name: call.flags[name].value for name in call.flags}
-    if values["claims"]:
-        finish(serving_claims.run(serving_claims.Claims()), values["json"])
-        return
-    require(bool(values["trace"]), "give --trace=FILE (Azure's .csv or Mooncake's .jsonl), or --claims")
+    require(bool(values["trace"]), "give --trace=FILE (Azure's .csv or Mooncake's .jsonl)")
     names = tuple(values["scheduler"])
     cfg = Replay(
         schedulers=tuple(SCHEDULERS) if names == ("all",) else names,

@@ -1,4 +1,4 @@
-"""Replays and claims, small; and what users notice, by hand."""
+"""Replays, small; and what users notice, by hand."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax import flags
-from moejax.bench import serving, serving_claims, serving_outcome
+from moejax.bench import serving, serving_outcome
 from moejax.bench.serving_outcome import Slo
 from moejax.errors import UsageError
 from moejax.serving.engine import serve
@@ -64,13 +64,6 @@ def test_every_scheduler_replays_a_trace(trace):
     assert value[serving.TAIL] == value["fcfs: TBT P99"] / value["chunked: TBT P99"] > 1
     again = serving.run(serving.tiny(trace))
     assert [m.value for m in again.measures] == [m.value for m in report.measures]
-
-
-def test_the_claims_in_small():
-    report = serving_claims.run(serving_claims.tiny())
-    value = {measure.name: measure.value for measure in report.measures}
-    assert {bar.measure for bar in report.bar} <= value.keys()
-    assert report.holds
 
 
 def test_the_door(trace, tmp_path, capsys):
