@@ -42,6 +42,9 @@ from moejax.routers.select.relu_norm import ReluNorm
 from moejax.routers.select.sparse_mixer import SparseMixer
 from moejax.routers.select.top_k import TopK
 from moejax.routers.select.top_p import TopP
+from moejax.surgery.score.expert_utility import ExpertUtility
+from moejax.surgery.score.random import Random
+from moejax.surgery.score.router_means import AllLogits, Frequency, MeanGate
 from moejax.training.router_meter import RouterMeter
 
 NUM_EXPERTS = 5
@@ -160,6 +163,18 @@ LOSSES = {
 }
 PER_MICRO_BATCH = ("micro_batch_balance",)
 KNOWS_EXPERTS_BY_INDEX = ("budget",)  # relabelling the experts changes it
+# How much each expert matters for some text.
+EXPERT_SCORES = {
+    "utility": ExpertUtility(),
+    "utility_centred": ExpertUtility(centred=True),
+    "first_choice_logit": ExpertUtility(candidates=1, threshold=0.0, transform="raw"),
+    "activated_logit": ExpertUtility(threshold=0.0, transform="raw"),
+    "frequency": Frequency(),
+    "mean_gate": MeanGate(),
+    "all_logits": AllLogits(),
+    "random": Random(),
+}
+BLIND = ("random",)  # scores that know nothing of the model
 
 
 def each(argument: str, rows):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.house import layers, tree
 
-FOLDERS = ("attention", "dispatch", "ffn", "losses", "routers")
+FOLDERS = ("attention", "dispatch", "ffn", "losses", "routers", "surgery")
 ROWS = (tree.ROOT / "tests/contracts/cases.py").read_text(encoding="utf-8")
 
 

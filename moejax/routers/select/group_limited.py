@@ -12,6 +12,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.config import require
 from moejax.ops.norm import to_sum_one
@@ -61,6 +62,21 @@ class GroupLimited(Selector):
             self.k <= self.keep_groups * size,
             f"selector.k={self.k} experts out of selector.keep_groups={self.keep_groups} groups of {size} is "
             f"impossible; choose k <= {self.keep_groups * size}, or keep more groups",
+        )
+
+    def check_taken(self, num_experts: int, index_LM) -> None:
+        """Refuse experts that would not lie in the same groups as before."""
+        G, size = self.num_groups, num_experts // self.num_groups
+        M = index_LM.shape[1]
+        together = M % G == 0
+        if together:
+            group_LGe = (index_LM // size).reshape(-1, G, M // G)
+            together = bool((group_LGe == group_LGe[..., :1]).all())
+            together &= bool((np.sort(group_LGe[..., 0], axis=1) == np.arange(G)).all())
+        require(
+            together,
+            f"ffn.selector=GroupLimited chooses among {G} groups of {size} experts; take as many of each, "
+            "those of one group side by side, or choose a selector without groups",
         )
 
     def specs(self, m, num_experts: int):

@@ -1,0 +1,1 @@
+"""Which expert lives where: host code, numpy in and numpy out."""

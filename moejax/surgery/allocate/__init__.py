@@ -1,0 +1,1 @@
+"""Allocations: how many parts each layer keeps, and which."""

@@ -1,0 +1,1 @@
+"""Cuts: what becomes of the parameters and of the config that they fit."""
