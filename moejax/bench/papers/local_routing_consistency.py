@@ -63,8 +63,9 @@ class Settings:
 
     recipe: str = "config"  # function of configs/domains.py
     steps: int = 400
-    seeds: int = 4
+    seeds: int = 3
     rows_each: int = 96  # held-out rows of a domain
+    most_bytes: int = 1 << 20  # of a domain
     cached_texts: int = 96  # that caches are simulated on
     sizes: tuple[float, ...] = (1, 1.5, 2, 3, 4, 6)  # of a cache, in experts of a token
     more_arms: bool = False  # other numbers of experts per token, and a shared expert
@@ -163,7 +164,7 @@ def correlations(trace: RoutingTrace) -> tuple[float, float]:
 
 def measure(cfg: Settings, inputs: Inputs) -> Findings:
     """Every arm from every seed."""
-    text = domains.prepare(inputs, recipes.VOCAB, recipes.SEQ_LEN)
+    text = domains.prepare(inputs, recipes.VOCAB, recipes.SEQ_LEN, cfg.most_bytes)
     found: dict[str, list[Consistency]] = {}
     traces: list[RoutingTrace] = []
     for name, run in arms(cfg).items():
@@ -273,7 +274,7 @@ PAPER = Paper(
     baseline="another balance coefficient; the same choices of shuffled tokens; LRU, LFU and Belady",
     bars=BARS,
     sizes={
-        "tiny": Settings(recipe="tiny", steps=20, seeds=3, rows_each=16, cached_texts=8),
+        "tiny": Settings(recipe="tiny", steps=20, seeds=3, rows_each=16, most_bytes=1 << 17, cached_texts=8),
         "default": Settings(),
         "full": Settings(steps=1800, rows_each=192, cached_texts=192, more_arms=True),
     },

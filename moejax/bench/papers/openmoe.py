@@ -71,6 +71,7 @@ class Settings:
     learning_rate: float = 2e-3
     stops: tuple[float, ...] = (EARLY,)  # of training, where the choice is compared with the final one
     rows_each: int = 48  # held-out rows of a domain
+    most_bytes: int = 1 << 20  # of a domain
     min_count: int = identity.MIN_COUNT  # occurrences of an id that counts
     remedy: bool = False  # also train with a little of the foreign text
 
@@ -156,7 +157,7 @@ class Seen:
 
 def measure(cfg: Settings, inputs: Inputs) -> Findings:
     """Train, and look at what the routers do."""
-    text = domains.prepare(inputs, VOCAB, cfg.seq_len)
+    text = domains.prepare(inputs, VOCAB, cfg.seq_len, cfg.most_bytes)
     foreign = text.names[-1]
     known_text = trained_without(text, foreign)
     stops = [train(cfg, known_text, inputs, share) for share in (*cfg.stops, 1.0)]
@@ -272,7 +273,15 @@ PAPER = Paper(
     bars=BARS,
     sizes={
         "tiny": Settings(
-            steps=20, batch_rows=4, seq_len=64, width=32, num_experts=4, layers=2, rows_each=8, min_count=4
+            steps=20,
+            batch_rows=8,
+            seq_len=64,
+            width=32,
+            num_experts=4,
+            layers=2,
+            rows_each=8,
+            most_bytes=1 << 17,
+            min_count=4,
         ),
         "default": Settings(),
         "full": Settings(steps=4000, batch_rows=8, stops=(0.05, 0.1, 0.2, EARLY), rows_each=96, remedy=True),
