@@ -7,7 +7,7 @@ import sys
 from moejax import flags
 
 # Each is a module here with a PROGRAM.
-NAMES = ("disaggregation", "generation", "gguf", "kernels", "phase_split", "serving", "training")
+NAMES = ("disaggregation", "generation", "gguf", "kernels", "phase_split", "scaling", "serving", "training")
 
 
 def main(argv: list[str]) -> int:
