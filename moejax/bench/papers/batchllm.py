@@ -4,9 +4,9 @@ BatchLLM: Optimizing Large Batched LLM Inference with Global Prefix Sharing and 
 Batching (2024, arXiv 2412.03594). Documents with several questions each, all prompts shuffled. A group of s
 prompts with a prefix of P tokens and questions of d saves 1 - (P + s d) / (s (P + d)) of what is read.
 
-1. On the simulated executor: what is saved with a cache of a few documents, in groups, in the order of arrival
-   (pages that were used longest ago are dropped first) and sorted; and 64 requests at once against as many as
-   memory holds, with groups in the paper's order and shuffled.
+1. On the simulated executor: what is saved with a cache of a few documents, in groups, sorted, and in the
+   order of arrival (pages that were used longest ago are dropped first); and 64 requests at once against as
+   many as memory holds.
 2. On a real mixture of experts with real documents: tokens that its engine did not have to read, time, texts.
 
 Differs from the paper: deeper levels are shared too where they follow one another; attention is one kernel
@@ -29,8 +29,8 @@ from moejax.serving.schedulers.shared_prefix import SharedPrefix
 from moejax.serving.state import Job
 
 CLAIM = (
-    "Shuffled prompts save what the closed form says though the cache holds a few documents, far more than in "
-    "order of arrival; memory as the only limit is no slower than a fixed number of requests; texts are the same"
+    "Shuffled prompts save what the closed form says though the cache holds a few documents, and more than "
+    "in order of arrival; memory as the only limit is no slower than a number of requests; texts are the same"
 )
 DEGREES = (4, 16)  # questions to a document
 SAVED = "simulated: tokens saved over the closed form, degree {}"
@@ -70,8 +70,8 @@ class Settings:
 
 SIZES = {
     "tiny": Settings(
-        documents=6, prefix=128, real_documents=3, real_prefix=128, new_tokens=2, layers=1, width=32, hidden=32,
-        experts=4, budget=64,
+        documents=6, prefix=128, real_documents=3, real_prefix=128, new_tokens=2, layers=1, width=32,
+        hidden=32, experts=4, budget=64,
     ),
     "default": Settings(),
     "full": Settings(seeds=5, documents=100, real_documents=20, real_prefix=512, new_tokens=16, layers=6),
@@ -176,7 +176,7 @@ def _real(s: Settings, prompts: Prompts) -> list[Measure]:
 
 
 def _asked(s: Settings, prompts: Prompts, degree: int, seed: int) -> list[Job]:
-    """Real documents; questions are pieces of text too. A first letter of its own tells each from the others."""
+    """Real documents; questions are pieces of text too. A first letter tells each from all others."""
     P, d, n = s.real_prefix, s.real_prefix // 8, s.real_documents
     documents = [(3 + i, *text) for i, text in enumerate(prompts.cut([P - 1] * n, seed))]
     questions = [
@@ -213,8 +213,8 @@ def _compared(closed: float, degree: int, served: list[dict[str, Served]]) -> li
 
 
 PAPER = Paper(
-    title="BatchLLM: Optimizing Large Batched LLM Inference with Global Prefix Sharing and Throughput-oriented "
-    "Token Batching (2024, arXiv 2412.03594)",
+    title="BatchLLM: Optimizing Large Batched LLM Inference with Global Prefix Sharing and "
+    "Throughput-oriented Token Batching (2024, arXiv 2412.03594)",
     claim=CLAIM,
     baseline="prompts in the order in which they came, with a cache that drops what was used longest ago",
     bars=BARS,

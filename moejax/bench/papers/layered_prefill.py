@@ -2,8 +2,8 @@
 
 From Tokens to Layers: Redefining Stall-Free Scheduling for LLM Serving with Layered Prefill (2025, arXiv
 2510.08055). Counted are the distinct experts that steps meet while prompts of 512 tokens are read beside D
-requests that write: in chunks of 64, and as one cohort that passes one of 8 groups of layers a step. Both take
-the same number of steps, and nobody who writes waits in either.
+requests that write: in chunks of 64, and as one cohort that passes one of 8 groups of layers a step. Both
+take the same number of steps, and nobody who writes waits in either.
 
 1. On the simulated executor with drawn routing, popularity of experts by Zipf's law, or all alike.
 2. On a model that was trained on real text, with pieces of the same text as prompts: what its own router
@@ -82,8 +82,8 @@ class Settings:
 
 SIZES = {
     "tiny": Settings(
-        prompts=2, real_prompts=1, length=32, groups=2, width=32, hidden=16, experts=8, k=2, vocab=300, steps=2,
-        batch_rows=2, seq_len=16, most_bytes=1 << 16,
+        prompts=2, real_prompts=1, length=32, groups=2, width=32, hidden=16, experts=8, k=2, vocab=300,
+        steps=2, batch_rows=2, seq_len=16, most_bytes=1 << 16,
     ),
     "default": Settings(),
     "full": Settings(seeds=(0, 1, 2, 3, 4), prompts=100, real_prompts=12, width=128, hidden=128, steps=1500,

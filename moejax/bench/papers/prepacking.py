@@ -83,7 +83,8 @@ SIZES = {
     ),
     "default": Settings(),
     "full": Settings(packs=200, seeds=10, rounds=5, sizes=(4, 8, 16, 32, 64), width=256, hidden=1024),
-    "gpu": Settings(packs=200, seeds=10, rounds=5, sizes=(4, 8, 16, 32, 64), layers=16, width=2048, hidden=8192),
+    "gpu": Settings(packs=200, seeds=10, rounds=5, sizes=(4, 8, 16, 32, 64), layers=16, width=2048,
+                    hidden=8192),
 }  # fmt: skip
 
 
