@@ -7,7 +7,7 @@ sum_j sum_ip n_j[i, p] [i and p on one device].
 
 Differs from the paper: no MIP solver. With all other layers fixed, placing one layer is a transportation
 problem, solved exactly as a linear assignment; layers are swept up and down until nothing is gained, from the
-contiguous and several random starts. With k > 1 experts per token, first choices are followed.
+contiguous start and from several first layers that all later ones follow greedily. With k > 1 experts per token, first choices are followed.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def solve_placement(counts: np.ndarray, topology: Topology, restarts: int = 8, s
 
     Args:
       counts: of `transition_counts`.
-      restarts: random starts besides the contiguous one.
+      restarts: random first layers to start from, besides the contiguous one.
     """
     L, E = len(counts) + 1, counts.shape[1]
     _require_even(E, topology.devices)
@@ -162,10 +162,20 @@ def _split(counts, region_LE, parts: int, restarts: int, rng) -> np.ndarray:
 def _solve(counts, num_devices: int, restarts: int, rng) -> np.ndarray:
     """The best placement of all starts."""
     start = contiguous(len(counts) + 1, counts.shape[1], num_devices)
-    starts = [start, *(rng.permuted(start, axis=1) for _ in range(restarts))]
+    firsts = [start[0], *(rng.permutation(start[0]) for _ in range(restarts))]
+    starts = [start, *(_follow(counts, start, first_E, num_devices) for first_E in firsts)]
     found = [ascend(counts, start, num_devices) for start in starts]
     best, _ = max(found, key=lambda pair: pair[1][-1])
     return best
+
+
+def _follow(counts, start, first_E, num_devices: int) -> np.ndarray:
+    """A first layer, and every later one at its best beside the one before it."""
+    place = start.copy()
+    place[0] = first_E
+    for j in range(1, len(place)):
+        place[j] = _best_layer(counts[:j], place[: j + 1], j, num_devices)
+    return place
 
 
 def _best_layer(counts, place, j: int, num_devices: int) -> np.ndarray:

@@ -36,9 +36,8 @@ def mean_over_tokens(measure, params, m, batches, sides=None, given=None):
     sides = stack.no_side(m) if sides is None else sides
     total, tokens = None, 0
     for batch in batches:
-        sums = jax.tree.map(
-            lambda x: np.asarray(x, np.float64), _sums(params, batch, sides, given, m=m, measure=measure)
-        )
+        sums = _sums(_routed(params, batch, sides, m=m), given, measure=measure)
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), sums)
         total = sums if total is None else jax.tree.map(np.add, total, sums)
         tokens += int(np.sum(np.asarray(batch.valid_BT)))
     require(tokens > 0, "there is no token to score experts with; give at least one batch of text")
@@ -52,10 +51,14 @@ def per_expert(value_NK, expert_NK, num_experts: int):
     return jnp.sum(jnp.where(hit_NKE, value_NK[..., None], 0), axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("m", "measure"))
-def _sums(params, batch, sides, given, *, m, measure):
-    probes = forward.forward(params, m, batch, sides=sides, probe=_probe).probes
+@functools.partial(jax.jit, static_argnames="m")
+def _routed(params, batch, sides, *, m):
+    """What is seen at every router; one program for all measures."""
+    return forward.forward(params, m, batch, sides=sides, probe=_probe).probes
 
+
+@functools.partial(jax.jit, static_argnames="measure")
+def _sums(probes, given, *, measure):
     def one(seen, own):
         if not seen:
             return None
