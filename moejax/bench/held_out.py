@@ -1,14 +1,16 @@
 """What a model does with text that it was not trained on: loss, and routing with labels."""
 
 import jax
+import numpy as np
 
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.bench.domains import Domains
 from moejax.losses.next_token import NextToken
 from moejax.model import forward as decoder
+from moejax.seams import Batch
 from moejax.serving.model import Model
 from moejax.tracing import TraceRecorder
-from moejax.training.data.batches import held_out_batches
+from moejax.training.data.batches import held_out_batches, take
 from moejax.training.data.packing import Rows
 from moejax.training.program import as_batch
 
@@ -37,6 +39,16 @@ def trace(model: Model, text: Domains, rows_each: int, scores: bool = False) -> 
             probes = _probes(model.params, batch, model.sides, m=model.cfg, probe=recorder.probe)
             recorder.add(batch, probes, label=name)
     return recorder.trace()
+
+
+def whole_rows(text: Domains, count: int) -> Batch:
+    """Rows that one document fills, evenly spread and as many of every domain, at most `count`."""
+    parts = []
+    for rows in text.held_out.values():
+        whole_N = np.flatnonzero((rows.seg_NT == rows.seg_NT[:, :1]).all(axis=1) & rows.weight_NT.all(axis=1))
+        place_C = np.linspace(0, len(whole_N) - 1, min(count // len(text.held_out), len(whole_N)))
+        parts.append(take(rows, whole_N[place_C.astype(int)]))
+    return as_batch({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def _forward_sums(params, batch, sides, *, m):

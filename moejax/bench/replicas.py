@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,6 +32,15 @@ FORMAT = 1  # raise it when the same run begins to give another model
 
 
 @dataclasses.dataclass(frozen=True)
+class Watch:
+    """What is noted of every replica in the course of training."""
+
+    name: str  # says what `see` depends on beside run and text; kept notes are found again by it
+    every: int  # steps
+    see: Callable[[Any], dict[str, jax.Array]]  # of the parameters
+
+
+@dataclasses.dataclass(frozen=True)
 class Trained:
     """One run's outcome."""
 
@@ -39,6 +49,7 @@ class Trained:
     loss_S: np.ndarray  # float32, next-token loss of every step
     held_out: dict[str, float]  # nats per token, by domain
     seconds: float  # of the group of seeds that trained side by side
+    seen: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # notes, leading dim: when
 
     @property
     def held_out_loss(self) -> float:
@@ -46,7 +57,9 @@ class Trained:
         return float(np.mean(list(self.held_out.values())))
 
 
-def train(run: Run, text: Domains, seeds: Sequence[int], cache: str | None = "") -> list[Trained]:
+def train(
+    run: Run, text: Domains, seeds: Sequence[int], cache: str | None = "", watch: Watch | None = None
+) -> list[Trained]:
     """Train `run` once per seed.
 
     Args:
@@ -54,6 +67,7 @@ def train(run: Run, text: Domains, seeds: Sequence[int], cache: str | None = "")
       text: to train on and to measure with.
       seeds: one replica each; as many train at a time as there are devices.
       cache: folder where finished models are found again; "" = the user's cache, None = nowhere.
+      watch: what to note in the course of training.
 
     Raises:
       UsageError: the run has a mesh, or its vocabulary or rows are not those of the text.
@@ -67,30 +81,33 @@ def train(run: Run, text: Domains, seeds: Sequence[int], cache: str | None = "")
         run.model.vocab >= vocab, f"model.vocab={run.model.vocab} is less than the tokenizer's {vocab} ids"
     )
     bound = program.build(run)
-    places = {seed: _place(run, text, seed, cache) for seed in seeds}
+    places = {seed: _place(run, text, seed, cache, watch) for seed in seeds}
     done = {seed: _kept(bound, text, seed, place) for seed, place in places.items() if place}
     done = {seed: found for seed, found in done.items() if found is not None}
     missing, width = [seed for seed in seeds if seed not in done], jax.local_device_count()
     for group in (missing[i : i + width] for i in range(0, len(missing), width)):
-        for found, leaves in _group(bound, text, group):
+        for found, leaves in _group(bound, text, group, watch):
             done[found.seed] = found
             if places[found.seed]:
                 _keep(found, leaves, places[found.seed])
     return [done[seed] for seed in seeds]
 
 
-def _group(bound: Program, text: Domains, seeds: list[int]):
+def _group(bound: Program, text: Domains, seeds: list[int], watch: Watch | None):
     """Trained models of as many seeds as there are devices, each with the leaves to keep."""
     begin = time.monotonic()
     keys = jax.numpy.stack([jax.random.key(seed) for seed in seeds])
     state = jax.pmap(functools.partial(_start, bound=bound))(keys)
     steps = jax.pmap(functools.partial(_steps, bound=bound), donate_argnums=0)
     sources = [BatchSource(text.train, bound.run.train.batch_rows, seed) for seed in seeds]
-    losses = []
-    for first, count in _calls(bound.run.train.steps):
+    look = None if watch is None else jax.pmap(watch.see)
+    losses, notes = [], []
+    for first, count in _calls(bound.run.train.steps, watch):
         host = [_stacked([source[first + i] for i in range(count)]) for source in sources]
         state, loss = steps(state, keys, program.as_batch(_stacked(host)))
         losses.append(loss)
+        if look and (first + count) % watch.every == 0:
+            notes.append(jax.tree.map(np.asarray, look(state.params)))
     loss_RS = np.concatenate([np.asarray(loss) for loss in losses], axis=1)
     sums = jax.pmap(functools.partial(_sums, bound=bound), in_axes=(0, 0, None))
     held_out = {name: _nats(sums, bound, state, rows) for name, rows in text.held_out.items()}
@@ -98,13 +115,16 @@ def _group(bound: Program, text: Domains, seeds: list[int]):
     for r, seed in enumerate(seeds):
         own = jax.tree.map(lambda leaf, r=r: np.asarray(leaf[r]), (state.params, state.loss_state))
         nats = {name: float(value_R[r]) for name, value_R in held_out.items()}
-        found = Trained(seed, _model(bound, text, *own), loss_RS[r], nats, seconds)
+        seen = jax.tree.map(lambda *each, r=r: np.stack([x[r] for x in each]), *notes) if notes else {}
+        found = Trained(seed, _model(bound, text, *own), loss_RS[r], nats, seconds, seen)
         yield found, jax.tree.leaves(own)
 
 
-def _calls(steps: int) -> list[tuple[int, int]]:
+def _calls(steps: int, watch: Watch | None) -> list[tuple[int, int]]:
     """(first step, how many) of every call: equal ones, so that one program is compiled, and a rest."""
     size = min(MOST_STEPS, steps)
+    if watch is not None:  # a call ends whenever there is something to note
+        size = next(size for size in range(size, 0, -1) if watch.every % size == 0)
     return [(first, min(size, steps - first)) for first in range(0, steps, size)]
 
 
@@ -160,18 +180,20 @@ def _model(bound: Program, text: Domains, params, loss_state) -> Model:
     return Model(bound.run.model, params, text.tokenizer, bound.run.train.seq_len, sides)
 
 
-def _place(run: Run, text: Domains, seed: int, cache: str | None):
+def _place(run: Run, text: Domains, seed: int, cache: str | None, watch: Watch | None):
     """Where a finished model of this run is kept."""
     if cache is None:
         return None
     own = dataclasses.replace(run, name="", data=type(run.data)())
     facts = [FORMAT, moejax.__version__, jax.__version__, repr(own), text.fingerprint, seed]
+    facts += [] if watch is None else [watch.name, watch.every]
     return store.directory(cache) / "replicas" / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def _keep(found: Trained, leaves: list[np.ndarray], place) -> None:
     meta = {"held_out": found.held_out, "seconds": found.seconds}
     arrays = {f"leaf_{i}": leaf for i, leaf in enumerate(leaves)} | {"loss": found.loss_S}
+    arrays |= {f"seen_{name}": value for name, value in found.seen.items()}
     store.store(place, store.Entry(meta, arrays))
 
 
@@ -187,4 +209,10 @@ def _kept(bound: Program, text: Domains, seed: int, place) -> Trained | None:
     tree = jax.tree.structure(shapes)
     own = tree.unflatten([np.asarray(entry.arrays[f"leaf_{i}"]) for i in range(tree.num_leaves)])
     loss_S = np.asarray(entry.arrays["loss"])
-    return Trained(seed, _model(bound, text, *own), loss_S, entry.meta["held_out"], entry.meta["seconds"])
+    seen = {
+        name.removeprefix("seen_"): np.asarray(value)
+        for name, value in entry.arrays.items()
+        if name.startswith("seen_")
+    }
+    meta = entry.meta
+    return Trained(seed, _model(bound, text, *own), loss_S, meta["held_out"], meta["seconds"], seen)
