@@ -36,7 +36,7 @@ def sorted_cells(x_ND, gate_NK, expert_NK, E: int, C: int):
 
 def one_hot_cells(x_ND, gate_NK, expert_NK, E: int, C: int):
     """The same by products with a mask [N, E, C]."""
-    expert_KNE = jax.nn.one_hot(expert_NK.T, E)
+    expert_KNE = jax.nn.one_hot(expert_NK.T, E, dtype=jnp.int32)
     place_KNE = jnp.cumsum(expert_KNE.reshape(-1, E), axis=0).reshape(expert_KNE.shape) - 1
     mask_KNEC = expert_KNE[..., None] * jax.nn.one_hot(place_KNE, C)
     cells_ECD = 2 * jnp.einsum("KNEC,ND->ECD", mask_KNEC, x_ND)

@@ -89,9 +89,10 @@ def step(scheme, cotangent_BTD, expert_BTK, *floats):
     return y_BTD, pull(cotangent_BTD)
 
 
-def compiled(scheme, operands: Operands) -> Callable:
-    """The program of one step."""
-    return jax.jit(functools.partial(step, scheme)).lower(*operands.all).compile()
+def compiled(scheme, operands: Operands, quickly: bool = False) -> Callable:
+    """The program of one step; compiled `quickly` it is slower."""
+    options = {"xla_backend_optimization_level": 0} if quickly else None
+    return jax.jit(functools.partial(step, scheme)).lower(*operands.all).compile(options)
 
 
 def received(program) -> float:

@@ -84,10 +84,11 @@ class Settings:
     width: int = 128
     hidden: int = 256
     experts: int = 16
+    quickly: bool = False  # compiled, for tests
 
 
 SIZES = {
-    "tiny": Settings(draws=50, rounds=3, most=15, tokens=16, width=8, hidden=16),
+    "tiny": Settings(draws=50, rounds=3, most=15, tokens=16, width=8, hidden=16, quickly=True),
     "default": Settings(),
     "full": Settings(draws=20_000, rounds=21, tokens=1024, width=256, hidden=512),
     "gpu": Settings(draws=20_000, rounds=21, tokens=1024, width=256, hidden=512),
@@ -158,7 +159,7 @@ def _planned(s: Settings, settings: list[Setting]) -> list[Measure]:
         over.append(played[best_degree(layer, gradients)[0]] / min(played.values()))
     differ = [best_degree(one.layer)[0] != best_degree(one.layer.backward())[0] for one in settings]
     return [
-        Measure(SCHEDULE, max(off), "", "lower", len(off)),
+        Measure(SCHEDULE, max(off), "share", "lower", len(off)),
         Measure(DEGREE, max(over), "x", "lower", len(over)),
         Measure(DIFFER, float(np.mean(differ)), "share", "higher", len(settings)),
     ]
@@ -239,12 +240,12 @@ def _fits(s: Settings) -> list[Measure]:
     fits = {name: line(sizes, of) for name, of in times.items()}
     rows = [64 * 2**n for n in range(6)]
     fits["product"] = line([n * 256 * 256 for n in rows], [_product(n, s.rounds) for n in rows])
-    found = [Measure(FIT, min(r2 for _, r2 in fits.values()), "", "higher", len(fits))]
+    found = [Measure(FIT, min(r2 for _, r2 in fits.values()), "share", "higher", len(fits))]
     for name, (cost, r2) in fits.items():
         found += [
             Measure(f"{name}: to start", cost.alpha, "ms", "lower", len(sizes)),
             Measure(f"{name}: per million", 1e6 * cost.beta, "ms", "lower", len(sizes)),
-            Measure(f"{name}: r squared", r2, "", "higher", len(sizes)),
+            Measure(f"{name}: r squared", r2, "share", "higher", len(sizes)),
         ]
     return found
 
@@ -263,13 +264,13 @@ def _chunks(s: Settings, load: Load) -> list[Measure]:
     """The layer in several chunks, forward and backward."""
     host = mesh_layer.drawn(load, s.hidden, mesh_layer.skewed(load, 1.0, seed=0), seed=0)
     operands = mesh_layer.placed(host, sliced=False)
-    programs = {n: mesh_layer.compiled(FixedCell(1.25, chunks=n), operands) for n in CHUNKS}
+    programs = {n: mesh_layer.compiled(FixedCell(1.25, chunks=n), operands, s.quickly) for n in CHUNKS}
     results = {n: jax.tree.map(np.asarray, program(*operands.all)) for n, program in programs.items()}
     error = max(mesh_layer.difference(results[n], results[1]) for n in CHUNKS[1:])
     steps = {str(n): functools.partial(mesh_layer.run, programs[n], operands) for n in CHUNKS}
     seconds = interleave(steps, s.rounds, 1, lambda: None)
     return [
-        Measure(ERROR, error, "", "lower", len(CHUNKS) - 1),
+        Measure(ERROR, error, "share of the largest", "lower", len(CHUNKS) - 1),
         *(median(f"virtual devices: step in {n} chunks", of, "s", "lower") for n, of in seconds.items()),
         *(
             paired_ratio(

@@ -119,7 +119,7 @@ def measure(s: Settings, inputs: Inputs) -> Findings:
         *(mean(REAL.format(D), gains[D], "x", "higher") for D in WRITERS),
         paired(FADES, gains[WRITERS[0]], gains[WRITERS[-1]], "x", "higher"),
         Measure(SAME, min(same for _, same, _ in found), "share", "higher", len(found)),
-        Measure(STALLS, sum(stalls for _, _, stalls in found), "", "lower", len(found)),
+        Measure(STALLS, sum(stalls for _, _, stalls in found), "rows", "lower", len(found)),
         mean(
             "held-out loss of the trained models",
             [one.held_out_loss for one in trained],

@@ -144,7 +144,7 @@ def measure(s: Settings, inputs: Inputs) -> Findings:
     measures += [
         _equal_lengths(s, models["dense model"], prompts),
         Measure(
-            ERROR, max(one.error for of in passes.values() for found in of for one in found), "", "lower"
+            ERROR, max(one.error for of in passes.values() for found in of for one in found), "nats", "lower"
         ),
         *_on_the_engine(s, models["dense model"], prompts),
     ]

@@ -219,6 +219,12 @@ def _jobs(settings: Settings, inputs: Inputs, prompts: Prompts, seed: int) -> li
     ]
 
 
+def _full_step(served: Served, rows: int) -> float:
+    """Median seconds of the steps with so many rows, or of all if there are none."""
+    full = [result.seconds for result in served.results if len(result.plan.slot_J) == rows]
+    return float(np.median(full or [result.seconds for result in served.results]))
+
+
 def _compared(settings: Settings, served: dict[str, list[Served]]) -> list[Measure]:
     outcomes = {name: [one.outcome for one in of] for name, of in served.items()}
     tails = {name: [outcome.gap99 for outcome in of] for name, of in outcomes.items()}
@@ -229,12 +235,7 @@ def _compared(settings: Settings, served: dict[str, list[Served]]) -> list[Measu
         for pair in zip(served["prompts first"], served[name], strict=True)
         if name != "prompts first"
     ]
-    full = [
-        float(
-            np.median([r.seconds for r in one.results if len(r.plan.slot_J) == settings.budget] or [np.nan])
-        )
-        for one in served["chunks"]
-    ]
+    full = [_full_step(one, settings.budget) for one in served["chunks"]]
     longest = [float(outcome.gaps.max()) for outcome in outcomes["chunks"]]
     first, chunks = "prompts first", "chunks"
     return [

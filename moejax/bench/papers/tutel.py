@@ -80,10 +80,11 @@ class Settings:
     experts: int = 8
     rounds: int = 7
     cell_tokens: tuple[int, ...] = (512, 1024, 2048, 4096)
+    quickly: bool = False  # compiled, for tests
 
 
 SIZES = {
-    "tiny": Settings(tokens=16, width=8, hidden=(32,), rounds=3, cell_tokens=(64, 256)),
+    "tiny": Settings(tokens=16, width=8, hidden=(32,), rounds=3, cell_tokens=(64, 256), quickly=True),
     "default": Settings(),
     "full": Settings(tokens=1024, width=256, hidden=(512, 2048), rounds=15, cell_tokens=(512, 2048, 8192)),
     "gpu": Settings(tokens=1024, width=256, hidden=(512, 2048), rounds=15, cell_tokens=(512, 2048, 8192)),
@@ -130,7 +131,7 @@ def case(s: Settings, load: Load, hidden: int, factor: float, costs: Costs) -> C
     operands = mesh_layer.placed(host, sliced=True)
     shape = MoeShape(s.width, hidden, s.experts, load.devices, SLICES, s.tokens, k=1, products=3)
     schemes = {r: Adaptive((Mode(factor, r=r),)) for r in parallel_plan.degrees_of_sharing(SLICES)}
-    programs = {r: mesh_layer.compiled(scheme, operands) for r, scheme in schemes.items()}
+    programs = {r: mesh_layer.compiled(scheme, operands, s.quickly) for r, scheme in schemes.items()}
     moved = sum(relaid(program, operands) for program in programs.values())
     with jax.transfer_guard_device_to_device("disallow"):
         error = max(mesh_layer.difference(program(*operands.all), wanted) for program in programs.values())
@@ -182,11 +183,11 @@ def _exact(s: Settings, cases: list[Case]) -> list[Measure]:
     best = {hidden: [one.best for one in cases if one.hidden == hidden] for hidden in s.hidden}
     choice = [one.received[one.least] / one.received[one.best] for one in cases]
     return [
-        Measure(ERROR, max(one.error for one in cases), "", "lower", len(cases)),
-        Measure(BYTES, max(off), "", "lower", len(off)),
+        Measure(ERROR, max(one.error for one in cases), "share of the largest", "lower", len(cases)),
+        Measure(BYTES, max(off), "share", "lower", len(off)),
         Measure(MOVED, float(sum(one.moved for one in cases)), "bytes", "lower", len(cases)),
         Measure(CHOICE, max(choice), "x", "lower", len(cases)),
-        Measure(FALLS, float(min(of[0] - of[-1] for of in best.values())), "", "higher", len(best)),
+        Measure(FALLS, float(min(of[0] - of[-1] for of in best.values())), "devices", "higher", len(best)),
     ]
 
 
@@ -207,7 +208,7 @@ def _timed(cases: list[Case]) -> list[Measure]:
             for r, of in one.seconds.items()
         ),
         *(
-            Measure(f"H={one.hidden} f={one.factor:g}: r by {how}", float(r), "", "neither")
+            Measure(f"H={one.hidden} f={one.factor:g}: r by {how}", float(r), "devices", "neither")
             for one in cases
             for how, r in (("fewest bytes", one.best), ("planner", one.fastest))
         ),
