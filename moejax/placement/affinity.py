@@ -7,7 +7,8 @@ sum_j sum_ip n_j[i, p] [i and p on one device].
 
 Differs from the paper: no MIP solver. With all other layers fixed, placing one layer is a transportation
 problem, solved exactly as a linear assignment; layers are swept up and down until nothing is gained, from the
-contiguous start and from several first layers that all later ones follow greedily. With k > 1 experts per token, first choices are followed.
+contiguous start and from several first layers that all later ones follow greedily. With k > 1 experts per
+token, first choices are followed.
 """
 
 import dataclasses

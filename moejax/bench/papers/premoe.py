@@ -132,7 +132,7 @@ def look(cfg: Settings, model: Model, text: Domains) -> Pruned:
     tasks = scores[UTILITY]
     everyone = pooled(list(tasks.values()))
     return Pruned(
-        full=float(np.mean([held_out.nats(model, text.held_out[n], cfg.rows_each) for n in text.names])),
+        full=study.own(tasks, 1),
         by_score=by_score,
         matrix_CC=np.array([[study.nats(tasks[own], 2, name) for name in text.names] for own in text.names]),
         generalist=study.own(dict.fromkeys(text.names, everyone), 2),
