@@ -67,8 +67,8 @@ class Settings:
     """How much is trained, measured and timed."""
 
     seeds: int = 3
-    steps: int = 500
-    batch_rows: int = 16
+    steps: int = 600
+    batch_rows: int = 8
     layers: int = 3
     width: int = 64
     num_experts: int = 24

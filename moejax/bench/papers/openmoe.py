@@ -62,7 +62,7 @@ class Settings:
     """How much is trained and measured."""
 
     seeds: int = 3
-    steps: int = 1000
+    steps: int = 800
     batch_rows: int = 4
     seq_len: int = 256
     width: int = 64
@@ -284,7 +284,7 @@ PAPER = Paper(
             min_count=4,
         ),
         "default": Settings(),
-        "full": Settings(steps=4000, batch_rows=8, stops=(0.05, 0.1, 0.2, EARLY), rows_each=96, remedy=True),
+        "full": Settings(steps=3000, batch_rows=8, stops=(0.05, 0.1, 0.2, EARLY), rows_each=96, remedy=True),
     },
     measure=measure,
 )
