@@ -141,20 +141,18 @@ def losses_token_by_token(model: Model, batch: Batch, route_RL: np.ndarray) -> n
 def with_routers(model: Model, rows: Rows, steps: int, budget: Budget, batch_rows: int, seed: int) -> Model:
     """The same modules, frozen, with a linear router per layer that learned a share of big layers."""
     m, losses = _choosing(model.cfg, duo.Learned()), (NextToken(), budget)
-    key = jax.random.key(seed)
-    w_LDM = jax.random.normal(key, (m.num_layers, m.width, len(duo.MODULES))) * m.width**-0.5
+    w_LDM = jax.random.normal(jax.random.key(seed), (m.num_layers, m.width, len(duo.MODULES))) * m.width**-0.5
     state = (w_LDM, optax.adam(ROUTER_RATE).init(w_LDM))
     source = BatchSource(rows, batch_rows, seed)
     for step in range(steps):
         beta = 1 + (SHARPEST - 1) * step / max(steps - 1, 1)
-        state = _router_step(*state, model.params, as_batch(source[step]), key, beta, m=m, losses=losses)
+        state = _router_step(state, model.params, as_batch(source[step]), beta, m=m, losses=losses)
     return dataclasses.replace(model, cfg=m, params=_with_router(model.params, SHARPEST * state[0]))
 
 
 def routed(model: Model, batch: Batch, mixed: bool = False) -> tuple[np.ndarray, float]:
     """(f32[N] losses, share of big layers) of routers that choose, or mix both modules as in training."""
-    key = jax.random.key(0) if mixed else None
-    loss_BT, share = _look(model.params, batch, None, key, m=model.cfg)
+    loss_BT, share = _look(model.params, batch, None, jax.random.key(0) if mixed else None, m=model.cfg)
     return np.asarray(loss_BT).ravel(), float(share)
 
 
@@ -187,7 +185,10 @@ def _disturbed(params, key_C, noise, *, batch, m):
 
 
 @functools.partial(jax.jit, static_argnames=("m", "losses"))
-def _router_step(w_LDM, opt_state, params, batch, key, beta, *, m, losses):
+def _router_step(state, params, batch, beta, *, m, losses):
+    w_LDM, opt_state = state
+    key = jax.random.key(0)  # its being there says that modules are mixed
+
     def total(w_LDM):
         stats = objective.stats_of(_with_router(params, beta * w_LDM), m, losses, None, batch, key)
         return objective.total_of(losses, tuple(loss.init(m) for loss in losses), stats)[0]
