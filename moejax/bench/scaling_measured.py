@@ -41,8 +41,8 @@ class Settings:
     seq_len: int = 128
     rows: int = 16  # of all devices together in strong scaling, and of the most devices in weak scaling
     devices: tuple[int, ...] = (1, 2, 4, 8)
-    rounds: int = 7
-    steps: int = 2  # that one sample is the mean of
+    rounds: int = 5
+    steps: int = 1  # that one sample is the mean of
 
 
 def tiny() -> Settings:
