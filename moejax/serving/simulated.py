@@ -42,7 +42,8 @@ class Latency:
         require(min(times) >= 0 < max(times), f"{self} must have no time below 0 and one above")
 
     def seconds(self, cost: Cost) -> float:
-        return sum(time * number for time, number in zip(dataclasses.astuple(self), cost, strict=True))
+        times = (self.fixed, self.row, self.expert, self.key, self.pair)  # `astuple` copies, once per step
+        return sum(time * number for time, number in zip(times, cost, strict=True))
 
 
 def fit(results: Sequence[Result], num_layers: int) -> Latency:
