@@ -1,7 +1,8 @@
-"""Every technique has its card: a docstring with the paper, a test of its own, and rows in the contracts."""
+"""Every technique and every program of a paper has its card: a docstring with the paper, and tests."""
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -35,3 +36,20 @@ def test_a_technique_has_its_card(path):
 
 def test_there_are_techniques():
     assert len(techniques()) >= 25
+
+
+def programs() -> list[str]:
+    paths = [path for path in tree.product() if path.startswith("moejax/bench/papers/")]
+    return [path for path in paths if not path.endswith("__init__.py")]
+
+
+@pytest.mark.parametrize("path", programs())
+def test_a_program_has_its_card(path):
+    """Its paper's worked numbers are in a test of its own, or in tests that its docstring names."""
+    words = ast.get_docstring(tree.parsed(path))
+    assert re.search(r"arXiv\s+\d{4}\.\d{5}", words), "names no paper"
+    assert "Differs from the paper" in words, "says not what differs from the paper"
+    own = f"tests/bench/papers/test_{pathlib.PurePath(path).name}"
+    named = set(re.findall(r"tests/[\w/]+\.py", words))
+    assert named <= set(tree.sources()), f"there is no {', '.join(sorted(named - set(tree.sources())))}"
+    assert named or own in tree.sources(), f"there is no {own}, and the docstring names no test"

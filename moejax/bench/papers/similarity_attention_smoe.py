@@ -274,7 +274,7 @@ SIZES = {
         most_bytes=1 << 16,
     ),
     "default": Settings(),
-    "full": Settings(steps=1500, layers=4, experts=16, vocab=1024, batch_rows=32, rows=256),
+    "full": Settings(steps=2600, layers=4, experts=16, vocab=1024, batch_rows=32, rows=256),
     "gpu": Settings(
         seeds=5, steps=10_000, layers=8, heads=8, head_width=64, experts=16, hidden=512, vocab=4096,
         seq_len=256, batch_rows=64, rows=256,
