@@ -21,7 +21,8 @@ def line(sizes, times) -> tuple[Linear, float]:
 def milliseconds(collective: Callable, size: int, rounds: int) -> float:
     """Median time of a collective in which every device of the current mesh brings `size` float32."""
     rows, mesh = jax.P(AXES), jax.sharding.get_mesh()
-    moved = jax.jit(jax.shard_map(lambda x: x + jnp.mean(collective(x)), in_specs=rows, out_specs=rows))
+    program = lambda x: x + jnp.mean(collective(x))
+    moved = jax.jit(jax.shard_map(program, in_specs=rows, out_specs=rows, check_vma=True))
     x = jax.device_put(np.ones(mesh.size * size, np.float32), jax.NamedSharding(mesh, rows))
     one = lambda: jax.block_until_ready(moved(x))
     one()

@@ -87,7 +87,7 @@ class Settings:
 
 SIZES = {
     "tiny": Settings(
-        seeds=3, requests=40, trial=20, real_requests=4, layers=1, width=32, hidden=32, experts=4, slots=4,
+        seeds=3, requests=30, trial=8, real_requests=4, layers=1, width=32, hidden=32, experts=4, slots=4,
         longest=64, budget=16,
     ),
     "default": Settings(),
