@@ -99,9 +99,7 @@ def statistics(trace: RoutingTrace) -> tuple[float, float, float]:
     layers = tuple(trace.layers())
     inner = [balance.inner_balance(layer.score_NE) for layer in layers]
     outer = [balance.outer_balance(layer) for layer in layers]
-    shared = [
-        balance.binned_information(a.score_NE, b.score_NE) for a, b in itertools.pairwise(layers)
-    ]
+    shared = [balance.binned_information(a.score_NE, b.score_NE) for a, b in itertools.pairwise(layers)]
     return float(np.mean(inner)), float(np.mean(outer)), float(np.mean(shared))
 
 
