@@ -1,8 +1,9 @@
-"""Weights that stay in the blocks of small integers in which a file has them, and are numbers only when used.
+"""Weights that stay small integers in memory: in the blocks in which a file has them, or per channel.
 
 A block is 32 numbers that lie one behind the other along the dim over which the weight is contracted:
-number = (code - zero) * scale + low. A leaf of this kind stands where an array would, and what a layer does
-with a weight, cast it to the dtype of the activations, makes the array. It has no gradient.
+number = (code - zero) * scale + low. A channel is all the numbers that one output sums over. A leaf of either
+kind stands where an array would, and what a layer does with a weight, cast it to the dtype of the
+activations, makes the array; products with channels are those of integers (`moejax.weights`). No gradient.
 """
 
 from typing import Any
@@ -56,6 +57,34 @@ class Quantised:
         return self.replace(code=function(self.code), scale=function(self.scale), low=low)
 
 
+@struct.dataclass
+class Int8:
+    """number = code * scale, with a scale for every channel: symmetric, in 255 steps."""
+
+    code: Any  # int8; of the array's shape
+    scale: Any  # f32; the code's shape without the dims that are summed over
+    dims: tuple[int, ...] = struct.field(pytree_node=False)  # summed over, counted from the last
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the array that this stands for."""
+        return self.code.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.code.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """What is held."""
+        return self.code.nbytes + self.scale.nbytes
+
+    def astype(self, dtype):
+        """The array; computed in float32, then rounded."""
+        dims = tuple(dim + self.ndim for dim in self.dims)
+        return (self.code.astype(jnp.float32) * jnp.expand_dims(self.scale, dims)).astype(dtype)
+
+
 def is_quantised(leaf) -> bool:
     """For `is_leaf=`."""
-    return isinstance(leaf, Quantised)
+    return isinstance(leaf, Quantised | Int8)

@@ -5,22 +5,54 @@ parameter takes the activations' dtype, at one visible line.
 """
 
 import functools
+import math
+import re
 import string
 
 import jax
 import jax.numpy as jnp
 
 from moejax import sharding
-from moejax.quantised import Quantised
-from pallas_kernels import grouped_matmul, grouped_mlp
+from moejax.config import require
+from moejax.quantised import Int8, Quantised, is_quantised
+from pallas_kernels import (
+    grouped_matmul,
+    grouped_mlp,
+    quantized_grouped_matmul,
+    quantized_matmul,
+)
+from pallas_kernels.grouped_swiglu.activations import gated
 
 CHUNK = 1 << 23  # numbers of a quantised table that are in memory at once
 
 
 def einsum(eq: str, x, w):
-    """`jnp.einsum(eq, x, w)` with a stored parameter `w`; letters as in `moejax.dims` decide the layout."""
+    """`jnp.einsum(eq, x, w)` with a stored parameter `w`; letters as in `moejax.dims` decide the layout.
+
+    With a weight of 8 bits the product is one of integers, if what is summed over are the last dims of `x`
+    and those of the weight's channels.
+    """
+    if isinstance(w, Int8):
+        return _of_integers(eq, x, w)
     out_sharding = sharding.out(eq.split("->")[1])
     return jnp.einsum(_in_order(eq), x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
+
+
+def _of_integers(eq: str, x, w: Int8):
+    """Rows of x, rounded to 8 bits as well, times the channels."""
+    of_x, of_w, out = re.split(",|->", eq)
+    summed = "".join(of_w[dim] for dim in w.dims)
+    rows, channels = of_x.removesuffix(summed), of_w.removeprefix(summed)
+    require(
+        len(rows) < len(of_x) and len(channels) < len(of_w) and out == rows + channels,
+        f"a weight of 8 bits whose channels sum over {summed} cannot be used as in {eq}; keep it in floats",
+    )
+    y_MN = quantized_matmul(
+        x.reshape(-1, math.prod(x.shape[len(rows) :])),
+        w.code.reshape(math.prod(w.shape[: len(summed)]), -1),
+        w.scale.reshape(-1),
+    )
+    return y_MN.reshape(*x.shape[: len(rows)], *w.shape[len(summed) :])
 
 
 @functools.cache
@@ -39,16 +71,22 @@ def rows(table_VD, index_BT):
     """Rows [B, T, D] of a stored table, in the dtype in which it is kept."""
     if isinstance(table_VD, Quantised):
         return table_VD.map_parts(lambda part: part[index_BT]).astype(jnp.float32)
+    if isinstance(table_VD, Int8):
+        return table_VD.code[index_BT].astype(jnp.float32) * table_VD.scale[index_BT][..., None]
     return sharding.whole(table_VD).at[index_BT].get(out_sharding=sharding.out("BTD"))
 
 
 def table(table_VD, dtype):
     """A stored table, ready for `table_product`."""
-    return table_VD if isinstance(table_VD, Quantised) else sharding.gather(table_VD).astype(dtype)
+    return table_VD if is_quantised(table_VD) else sharding.gather(table_VD).astype(dtype)
 
 
 def table_product(x_BTD, table_VD):
     """`x_BTD` times every row of a table from `table`; a quantised one becomes numbers part by part."""
+    if isinstance(table_VD, Int8):
+        x_MD = x_BTD.reshape(-1, x_BTD.shape[2])
+        y_MV = quantized_matmul(x_MD, table_VD.code, table_VD.scale, transpose_rhs=True)
+        return y_MV.reshape(*x_BTD.shape[:2], -1)
     if not isinstance(table_VD, Quantised):
         return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, out_sharding=sharding.out("BTV"))
     V, D = table_VD.shape
@@ -60,10 +98,15 @@ def table_product(x_BTD, table_VD):
 
 def grouped(rows_RD, w_EDF, size_E):
     """Each group of rows times its expert's matrix; rows past the last group come out zero."""
+    if isinstance(w_EDF, Int8):
+        return quantized_grouped_matmul(rows_RD, w_EDF.code, size_E, w_EDF.scale)
     return grouped_matmul(rows_RD, w_EDF.astype(rows_RD.dtype), size_E)
 
 
 def gated_mlp(rows_RD, gate_EDF, up_EDF, down_EFD, size_E, activation: str):
     """Each group of rows through its expert's gated network; rows past the last group come out zero."""
+    if isinstance(down_EFD, Int8):
+        gate_RF, up_RF = (grouped(rows_RD, w_EDF, size_E) for w_EDF in (gate_EDF, up_EDF))
+        return grouped(gated(gate_RF, up_RF, activation, rows_RD.dtype), down_EFD, size_E)
     used = (w.astype(rows_RD.dtype) for w in (gate_EDF, up_EDF, down_EFD))
     return grouped_mlp(rows_RD, *used, size_E, activation=activation)

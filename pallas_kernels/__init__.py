@@ -4,7 +4,7 @@ In a folder, `api.py` has the public functions, `reference.py` the meaning in a 
 and `gpu.py` the fast ways, `shapes.py` the sizes that tests and benchmarks share. Nothing imports moejax.
 """
 
-from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer
+from pallas_kernels.grouped_matmul.api import grouped_matmul, grouped_outer, quantized_grouped_matmul
 from pallas_kernels.grouped_mlp.api import grouped_mlp
 from pallas_kernels.grouped_swiglu.api import grouped_swiglu
 from pallas_kernels.int8_matmul.api import int8_matmul, quantize_channels, quantize_rows, quantized_matmul
@@ -25,6 +25,7 @@ __all__ = [
     "permute",
     "quantize_channels",
     "quantize_rows",
+    "quantized_grouped_matmul",
     "quantized_matmul",
     "segment_attention",
     "segment_attention_with_lse",

@@ -43,7 +43,7 @@ ROWS = 64  # requests decoded together
 STATUS_OK, STATUS_BAD = 200, 400  # of an answer, as HTTP has them
 SCHEDULERS = ["chunked", "fcfs", "layered", "packing", "shared_prefix"]
 # On which answers depend, beside those of the sampling.
-OTHER_SETTINGS = ("dtype", "step", "batch_rows", "exact", "scheduler")
+OTHER_SETTINGS = ("dtype", "weights", "step", "batch_rows", "exact", "scheduler")
 
 
 def define(values: flags.FlagValues) -> None:
@@ -61,6 +61,8 @@ def define(values: flags.FlagValues) -> None:
     _define_sampling(values)
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", None, dtypes, "to compute a foreign model in", flag_values=values)
+    kept = "in memory: float; file, as a GGUF file has them; int8, a quarter of float32"
+    flags.DEFINE_enum("weights", "float", ["float", "file", "int8"], kept, flag_values=values)
     yes("offline", False, "look for a name only in the cache of the hub", flag_values=values)
     whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
     whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
@@ -231,7 +233,13 @@ def _load(values: dict):
     from moejax.serving.unroll import unrolled
 
     compile_cache.use()
-    return unrolled(causal(load(path, dtype=values["dtype"], step=values["step"])))
+    in_file = values["weights"] == "file"
+    model = load(path, dtype=values["dtype"], step=values["step"], keep_quantised=in_file)
+    if values["weights"] == "int8":
+        from moejax.serving.int8 import in_int8
+
+        model = in_int8(model)
+    return unrolled(causal(model))
 
 
 def _close(tally: Tally, values: dict) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from pallas_kernels import implementations
 from pallas_kernels.grouped_matmul import cpu, gpu, reference, tpu, triton
 from pallas_kernels.grouped_matmul.groups import bounds_of, spread
+from pallas_kernels.int8_matmul.api import quantize_rows
 from pallas_kernels.varying import vary, vary_alike, varying_axes
 
 IMPLEMENTATIONS = {"tpu": tpu, "hopper": gpu, "triton": triton, "xla_tiles": cpu, "reference": reference}
@@ -64,6 +65,32 @@ def grouped_matmul(
         scale_GN = rhs_scale_GN.astype(jnp.float32)
         return _scaled_matmul(vary_alike(lhs_MK, rhs_GKN, *bounds, scale_GN), transpose_rhs, how)
     return _matmul(*vary_alike(lhs_MK, rhs_GKN, *bounds), transpose_rhs, how)
+
+
+def quantized_grouped_matmul(
+    lhs_MK, rhs_GKN, group_sizes_G, rhs_scale_GN, *, implementation: str | None = None
+) -> jax.Array:
+    """`grouped_matmul` of float rows, which are rounded to 8 bits on the way, with 8-bit matrices.
+
+    For inference: it has no gradient. See `quantized_matmul`.
+
+    Args:
+      lhs_MK: floats.
+      rhs_GKN, rhs_scale_GN: what `quantize_channels` made of the matrices.
+      group_sizes_G, implementation: as in `grouped_matmul`.
+
+    Returns:
+      out_MN, of the type of lhs.
+    """
+    _check_scale(lhs_MK, rhs_GKN, rhs_scale_GN, transpose_rhs=False)
+    codes_MK, scale_M = quantize_rows(lhs_MK)
+    if implementations.platform() != "cpu":  # which multiplies these by 8-bit matrices; codes are exact in it
+        codes_MK = codes_MK.astype(jnp.bfloat16)
+    start_G, end_G = bounds_of(len(lhs_MK), group_sizes_G, 0, len(rhs_GKN))
+    operands = vary_alike(codes_MK, rhs_GKN, start_G, end_G, rhs_scale_GN.astype(jnp.float32))
+    out_MN = _scaled_matmul(operands, False, _How(jnp.dtype(jnp.float32), implementation))
+    scale_M = jnp.where(jnp.arange(len(lhs_MK)) < end_G[-1], scale_M, 0)  # what nobody has may be NaN
+    return (out_MN * scale_M[:, None]).astype(lhs_MK.dtype)
 
 
 def grouped_outer(

@@ -46,8 +46,8 @@ def outer(lhs_MK, rhs_MN, start_G, end_G, dtype) -> jax.Array:
 
 
 def accumulator(x) -> jnp.dtype:
-    """The type in which products of `x` are summed."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    """The type in which products of `x` are summed; those of 8-bit integers are exact."""
+    return jnp.dtype(jnp.int32) if x.dtype == jnp.int8 else jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _dot(lhs, rhs):

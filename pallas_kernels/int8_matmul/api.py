@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import implementations
-from pallas_kernels.int8_matmul import reference, tpu, triton
+from pallas_kernels.int8_matmul import cpu, reference, tpu, triton
 from pallas_kernels.varying import vary_alike
 
-IMPLEMENTATIONS = {"tpu": tpu, "triton": triton, "reference": reference}
+IMPLEMENTATIONS = {"tpu": tpu, "triton": triton, "xla_rows": cpu, "reference": reference}
 LARGEST = 127  # codes are symmetric: -128 is not used
 MOST_TERMS = (2**31 - 1) // 128**2  # more could leave int32
 
@@ -57,6 +57,7 @@ def int8_matmul(
     scale_M,
     scale_N,
     *,
+    transpose_rhs: bool = False,
     preferred_element_type=jnp.float32,
     implementation: str | None = None,
 ) -> jax.Array:
@@ -66,7 +67,7 @@ def int8_matmul(
 
     Args:
       lhs_MK: int8.
-      rhs_KN: int8.
+      rhs_KN: int8; [N, K] with `transpose_rhs`, as tables of embeddings are.
       scale_M: float32, of the rows.
       scale_N: float32, of the columns.
       preferred_element_type: of the result.
@@ -79,13 +80,15 @@ def int8_matmul(
       ValueError: operands that are not int8, shapes that do not fit, sums that could leave int32.
       NotServedError: the implementation that was asked for cannot serve these operands.
     """
-    _check(lhs_MK, rhs_KN, scale_M, scale_N)
-    how = _How(jnp.dtype(preferred_element_type), implementation)
+    _check(lhs_MK, rhs_KN, scale_M, scale_N, transpose_rhs)
+    how = _How(jnp.dtype(preferred_element_type), implementation, transpose_rhs)
     scale_M, scale_N = scale_M.astype(jnp.float32), scale_N.astype(jnp.float32)
     return _matmul(*vary_alike(lhs_MK, rhs_KN, scale_M, scale_N), how)
 
 
-def quantized_matmul(x_MK, rhs_KN, scale_N, *, implementation: str | None = None) -> jax.Array:
+def quantized_matmul(
+    x_MK, rhs_KN, scale_N, *, transpose_rhs: bool = False, implementation: str | None = None
+) -> jax.Array:
     """Multiply float rows, quantised on the way, with quantised weights; of the type of x.
 
     The gradient in x is straight-through: that of a product with the weights `rhs_KN * scale_N`, as if x had
@@ -94,10 +97,11 @@ def quantized_matmul(x_MK, rhs_KN, scale_N, *, implementation: str | None = None
     Args:
       x_MK: floats.
       rhs_KN, scale_N: what `quantize_channels` made of the weights.
-      implementation: as in `int8_matmul`.
+      transpose_rhs, implementation: as in `int8_matmul`.
     """
     scale_N = scale_N.astype(jnp.float32)
-    return _straight_through(*vary_alike(x_MK, rhs_KN, scale_N), _How(x_MK.dtype, implementation))
+    how = _How(x_MK.dtype, implementation, transpose_rhs)
+    return _straight_through(*vary_alike(x_MK, rhs_KN, scale_N), how)
 
 
 class _How(NamedTuple):
@@ -105,19 +109,21 @@ class _How(NamedTuple):
 
     dtype: jnp.dtype
     implementation: str | None
+    transpose_rhs: bool
 
 
-def _check(lhs_MK, rhs_KN, scale_M, scale_N) -> None:
-    if lhs_MK.dtype != jnp.int8 or rhs_KN.dtype != jnp.int8:
+def _check(lhs_MK, rhs, scale_M, scale_N, transpose_rhs: bool) -> None:
+    if lhs_MK.dtype != jnp.int8 or rhs.dtype != jnp.int8:
         raise ValueError(
-            f"lhs is {lhs_MK.dtype}, rhs is {rhs_KN.dtype}; expected int8: "
+            f"lhs is {lhs_MK.dtype}, rhs is {rhs.dtype}; expected int8: "
             "quantize_rows and quantize_channels make it of floats"
         )
-    (M, K), (_, N) = lhs_MK.shape, rhs_KN.shape
-    if rhs_KN.shape[0] != K or scale_M.shape != (M,) or scale_N.shape != (N,):
+    (M, K), (rhs_K, N) = lhs_MK.shape, rhs.shape[::-1] if transpose_rhs else rhs.shape
+    if rhs_K != K or scale_M.shape != (M,) or scale_N.shape != (N,):
+        wanted = "[N, K]" if transpose_rhs else "[K, N]"
         raise ValueError(
-            f"lhs is {lhs_MK.shape}, rhs is {rhs_KN.shape}, scales are {scale_M.shape} and {scale_N.shape}; "
-            "expected [M, K], [K, N], [M] and [N]"
+            f"lhs is {lhs_MK.shape}, rhs is {rhs.shape}, scales are {scale_M.shape} and {scale_N.shape}; "
+            f"expected [M, K], {wanted}, [M] and [N]"
         )
     if K > MOST_TERMS:
         raise ValueError(
@@ -128,9 +134,10 @@ def _check(lhs_MK, rhs_KN, scale_M, scale_N) -> None:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _matmul(lhs_MK, rhs_KN, scale_M, scale_N, how: _How):
     operands = (lhs_MK, rhs_KN, scale_M, scale_N)
+    static = {"dtype": how.dtype, "transpose_rhs": how.transpose_rhs}
     if 0 in (*lhs_MK.shape, *rhs_KN.shape):
-        return reference.matmul(*operands, how.dtype)
-    return implementations.run(IMPLEMENTATIONS, "matmul", how.implementation, operands, dtype=how.dtype)
+        return reference.matmul(*operands, **static)
+    return implementations.run(IMPLEMENTATIONS, "matmul", how.implementation, operands, **static)
 
 
 def _matmul_forward(lhs_MK, rhs_KN, scale_M, scale_N, how):
@@ -158,6 +165,7 @@ def _straight_through(x_MK, rhs_KN, scale_N, how: _How):
         rhs_KN,
         scale_M,
         scale_N,
+        transpose_rhs=how.transpose_rhs,
         preferred_element_type=how.dtype,
         implementation=how.implementation,
     )
@@ -171,7 +179,8 @@ def _straight_through_backward(how, saved, grad_MN):
     x_MK, rhs_KN, scale_N = saved
     grad_MN = grad_MN.astype(jnp.float32)
     scaled_MN = (grad_MN * scale_N[None, :]).astype(x_MK.dtype)
-    dx_MK = jnp.matmul(scaled_MN, rhs_KN.T.astype(x_MK.dtype), preferred_element_type=jnp.float32)
+    rhs_NK = (rhs_KN if how.transpose_rhs else rhs_KN.T).astype(x_MK.dtype)
+    dx_MK = jnp.matmul(scaled_MN, rhs_NK, preferred_element_type=jnp.float32)
     unscaled_MN = _straight_through(x_MK, rhs_KN, jnp.ones_like(scale_N), how)
     return dx_MK.astype(x_MK.dtype), None, jnp.sum(grad_MN * unscaled_MN, axis=0)
 

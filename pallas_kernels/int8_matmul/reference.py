@@ -1,4 +1,4 @@
-"""The meaning of the products of 8-bit integers, and the way on CPU, where XLA's dot beats float32."""
+"""The meaning of the products of 8-bit integers."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ def refusal(function, *operands, **static) -> None:
     """It serves everything."""
 
 
-def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:
+def matmul(lhs_MK, rhs, scale_M, scale_N, dtype, transpose_rhs) -> jax.Array:
     """out[m, n] = (sum over k of lhs[m, k] rhs[k, n]) scale[m] scale[n]; the sum is an exact int32."""
-    sum_MN = jnp.matmul(lhs_MK, rhs_KN, preferred_element_type=jnp.int32)
+    dims = (((1,), (1 if transpose_rhs else 0,)), ((), ()))
+    sum_MN = jax.lax.dot_general(lhs_MK, rhs, dims, preferred_element_type=jnp.int32)
     return scaled(sum_MN, scale_M[:, None], scale_N[None, :], dtype)
 
 

@@ -23,15 +23,18 @@ MOST = (
 )  # rows, terms and columns of the blocks: 6 MiB of operands and sums, and twice the result
 
 
-def refusal(function: str, lhs_MK, rhs_KN, scale_M, scale_N, *, dtype) -> str | None:
+def refusal(function: str, lhs_MK, rhs_KN, scale_M, scale_N, *, dtype, transpose_rhs) -> str | None:
     """Why these operands cannot be served, or None."""
+    if transpose_rhs:
+        return "it reads rhs as [K, N]"
     if jnp.dtype(dtype) not in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)):
         return f"it makes bfloat16 and float32, not {jnp.dtype(dtype).name}"
     return None
 
 
-def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:
+def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype, transpose_rhs) -> jax.Array:
     """See `reference.matmul`."""
+    del transpose_rhs  # refused
     (M, K), N = lhs_MK.shape, rhs_KN.shape[1]
     m, k, n = (min(size, most) for size, most in zip((M, K, N), MOST, strict=True))
     call = pl.pallas_call(

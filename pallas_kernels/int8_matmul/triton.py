@@ -23,13 +23,16 @@ from pallas_kernels.varying import like
 PLATFORM = "cuda"
 
 
-def refusal(function: str, lhs_MK, rhs_KN, scale_M, scale_N, *, dtype) -> str | None:
+def refusal(function: str, lhs_MK, rhs_KN, scale_M, scale_N, *, dtype, transpose_rhs) -> str | None:
     """Why these operands cannot be served, or None."""
+    if transpose_rhs:
+        return "it reads rhs as [K, N]"
     return not_addressed(lhs_MK) or not_addressed(rhs_KN)
 
 
-def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype) -> jax.Array:
+def matmul(lhs_MK, rhs_KN, scale_M, scale_N, dtype, transpose_rhs) -> jax.Array:
     """See `reference.matmul`."""
+    del transpose_rhs  # refused
     (M, K), N = lhs_MK.shape, rhs_KN.shape[1]
     chip = this_chip()
     problem = Problem(M, K, N, 1, lhs_MK.dtype.itemsize, jnp.dtype(dtype).itemsize)

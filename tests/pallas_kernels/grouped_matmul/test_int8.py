@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import grouped_matmul, quantize_channels
+from pallas_kernels import (
+    grouped_matmul,
+    implementations,
+    quantize_channels,
+    quantize_rows,
+    quantized_grouped_matmul,
+)
 from pallas_kernels.grouped_matmul import groups, shapes, tpu_tiles, triton_tiles
 from pallas_kernels.grouped_matmul.api import IMPLEMENTATIONS
 from pallas_kernels.testing import assert_close, draw, oracle_matmul, oracle_outer, poison
@@ -38,6 +44,25 @@ def test_three_rows_two_groups_by_hand():
     np.testing.assert_array_equal(out_MN, [[30.0], [-5.0], [0.0]])
     np.testing.assert_array_equal(dlhs_MK, [[30.0], [-2.5], [0.0]])
     np.testing.assert_array_equal(dscale_GN, [[3.0], [-10.0]])  # sum of row * code
+
+
+@pytest.mark.parametrize("implementation", WITH_INT8)
+def test_rows_that_are_rounded_too(interpreter, monkeypatch, implementation):
+    """What is summed is exact, on any platform's types; NaN stays with its row."""
+    monkeypatch.setattr(
+        implementations, "platform", lambda: IMPLEMENTATIONS[implementation].PLATFORM or "cpu"
+    )
+    draw = np.random.default_rng(0)
+    lhs_MK, scale_GN = draw.normal(size=(9, 6)).astype(np.float32), draw.uniform(1, 2, (2, 5))
+    lhs_MK[[1, 8]] = np.nan
+    code_GKN = draw.integers(-127, 128, (2, 6, 5)).astype(np.int8)
+    given = jnp.asarray(lhs_MK), jnp.asarray(code_GKN), jnp.array([3, 4]), jnp.asarray(scale_GN, jnp.float32)
+    out_MN = jax.jit(lambda *given: quantized_grouped_matmul(*given, implementation=implementation))(*given)
+    codes_MK, scale_M = (np.asarray(x, np.float64) for x in quantize_rows(given[0]))
+    for row, group in enumerate([0, 0, 0, 1, 1, 1, 1]):
+        wanted = codes_MK[row] @ code_GKN[group].astype(np.float64) * scale_M[row] * scale_GN[group]
+        np.testing.assert_allclose(out_MN[row], wanted, rtol=1e-5)
+    np.testing.assert_array_equal(out_MN[7:], 0)
 
 
 @pytest.mark.parametrize("implementation", WITH_INT8)

@@ -201,3 +201,17 @@ def test_sums_that_could_leave_int32_are_refused():
     ]
     with pytest.raises(ValueError, match="131072 products of int8 could leave int32, at most 131071"):
         jax.eval_shape(int8_matmul, *long)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_a_transposed_rhs_gives_the_same(num_rows):
+    lhs_MK, rhs_KN, scale_M, scale_N = draw(num_rows, 7, 5)
+    wanted = int8_matmul(lhs_MK, rhs_KN, scale_M, scale_N)
+    found = int8_matmul(lhs_MK, rhs_KN.T, scale_M, scale_N, transpose_rhs=True)
+    np.testing.assert_array_equal(found, wanted)
+    slope = lambda rhs, **how: jax.grad(lambda x: quantized_matmul(x, rhs, scale_N, **how).sum())(
+        lhs_MK.astype(jnp.float32)
+    )
+    np.testing.assert_array_equal(slope(rhs_KN.T, transpose_rhs=True), slope(rhs_KN))
+    with pytest.raises(ValueError, match=r"expected \[M, K\], \[N, K\], \[M\] and \[N\]"):
+        int8_matmul(lhs_MK, rhs_KN, scale_M, scale_N, transpose_rhs=True)

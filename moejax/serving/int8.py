@@ -1,0 +1,71 @@
+"""The matrices of a model in 8 bits, a scale per channel; products round rows to 8 bits too.
+
+Serving Large Language Models on Huawei CloudMatrix384 (Zuo et al., 2025, arXiv 2506.12708), section on INT8.
+Norms, biases and routers stay floats, as do matrices that are used in two ways (`kv_up` of latent attention).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from moejax import specs as sp
+from moejax.config import require
+from moejax.model import forward as decoder
+from moejax.quantised import Int8, is_quantised
+from moejax.serving.model import Model
+from pallas_kernels import quantize_rows
+
+# Matrices of attention and ffn, by name: over how many dims they sum, the first ones after layer and expert.
+MATRICES = dict.fromkeys(("q", "k", "v", "q_down", "q_up", "kv_down", "gate", "linear_gate", "up", "down"), 1)
+MATRICES["o"] = 2
+TABLES = ("embed", "unembed")  # summed over their last dim
+STACKED = ("layer", "expert")
+
+
+def in_int8(model: Model, tables: bool = True) -> Model:
+    """`model` with every matrix as `Int8`: a quarter of the memory of float32. It can be run, not trained.
+
+    Args:
+      tables: those of embedding and unembedding too.
+
+    Raises:
+      UsageError: there is a mesh, weights are small integers already, or no parameter is a matrix.
+    """
+    require(jax.sharding.get_mesh().empty, "weights of 8 bits are for one device; leave jax.set_mesh first")
+    kept = [leaf for leaf in jax.tree.leaves(model.params, is_leaf=is_quantised) if is_quantised(leaf)]
+    require(not kept, f"{len(kept)} weights are small integers already; load the model as floats for int8")
+    declared = dict(sp.leaves(decoder.specs(model.cfg)))
+    summed = {path: _summed(path, spec, tables) for path, spec in declared.items()}
+    require(
+        any(summed.values()),
+        f"none of {', '.join(declared)} is a matrix of attention or ffn that 8 bits are known for; "
+        f"those are {', '.join((*MATRICES, *TABLES))}",
+    )
+
+    def convert(path, leaf):
+        dims = summed[sp.path_name(path)]
+        return _int8(leaf, dims) if dims else leaf
+
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(convert, model.params))
+
+
+def _summed(path: str, spec: sp.Spec, tables: bool) -> tuple[int, ...]:
+    """The dims over which products sum, counted from the last; none for what stays floats."""
+    *places, name = path.split("/")
+    if name in TABLES and not places:
+        return (-1,) if tables else ()
+    if name not in MATRICES or not {"attn", "ffn", "after"} & set(places) or "score" in places:
+        return ()
+    own = sum(dim not in STACKED for dim in spec.dims)
+    return tuple(range(-own, MATRICES[name] - own))
+
+
+@functools.partial(jax.jit, static_argnames="dims")
+def _int8(w, dims: tuple[int, ...]) -> Int8:
+    """Round every channel to 255 equal steps around zero."""
+    last = tuple(range(-len(dims), 0))
+    channels = jnp.moveaxis(w, dims, last)
+    codes, scale = quantize_rows(channels.reshape(*channels.shape[: -len(dims)], -1))
+    return Int8(jnp.moveaxis(codes.reshape(channels.shape), last, dims), scale, dims)
