@@ -85,7 +85,8 @@ class Device(Executor):
 
     def submit(self, plan: Plan) -> None:
         page_QP = np.full((self.sizes.num_slots, self.slot_pages), -1, np.int32)
-        page_QP[:, : plan.page_QP.shape[1]] = plan.page_QP
+        used, wide = plan.page_QP.shape
+        page_QP[:used, :wide] = plan.page_QP
         wanted = any(self._wanted(work.run.job) is not None for work in plan.works)
         columns = one_step.Columns(
             plan.token_J, plan.source_J, plan.slot_J, plan.pos_J, plan.first_J, plan.stop_J, plan.emit_J,

@@ -8,15 +8,18 @@ import pytest
 
 import moejax
 from configs import base
+from moejax.serving import engine
 from moejax.serving import step as one_step
 from moejax.serving.batch import Counts, answer, sizes_for
-from moejax.serving.device import Sizes
+from moejax.serving.device import Device, Sizes
+from moejax.serving.pages import Pages
 from moejax.serving.request import Sampling, make_request
 from moejax.serving.schedulers.chunked import Chunked
 from moejax.serving.schedulers.fcfs import Fcfs
 from moejax.serving.schedulers.layered import Layered
 from moejax.serving.schedulers.packing import Packing
 from moejax.serving.schedulers.shared_prefix import SharedPrefix
+from moejax.serving.state import Job, ServeState
 from moejax.training.data.tokenizer import byte_tokenizer
 
 SIZES = Sizes(num_slots=4, num_pages=24, page_size=8, rows=(64, 128), num_parked=64)
@@ -51,18 +54,47 @@ def texts(model, own, scheduler=Fcfs(64), sizes: Sizes = SIZES) -> list:
     return [found[i] for i in range(len(own))]
 
 
-@pytest.mark.parametrize("mixes", [2, pytest.param(200, marks=pytest.mark.nightly)])
-def test_every_scheduler_writes_what_generate_writes(model, mixes):
+def test_every_scheduler_writes_what_generate_writes(model):
+    own = requests(model, 0, 9)
+    wanted = moejax.generate(model, [one.tokens for one in own], max_tokens=8, logprobs=2)
+    for name, scheduler in SCHEDULERS.items():
+        for found, one in zip(texts(model, own, scheduler), wanted, strict=True):
+            assert dataclasses.replace(found, logprobs=None) == dataclasses.replace(one, logprobs=None), name
+            near = zip(found.logprobs, one.logprobs, strict=True)
+            assert all(abs(here.log_prob - there.log_prob) < 1e-5 for here, there in near)
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("mixes", [3, pytest.param(200, marks=pytest.mark.nightly)])
+def test_random_mixes_give_equal_text_across_schedulers_chunks_and_batch_sizes(model, mixes):
+    """All on one device with one compiled step, whose pages hold what the mix before has left there."""
+    sizes = Sizes(num_slots=8, num_pages=48, page_size=8, rows=(16,), num_parked=8)
+    device, compiled = Device(model, sizes), one_step.step._cache_size()
     for seed in range(mixes):
-        own = requests(model, seed, 9)
-        wanted = moejax.generate(model, [one.tokens for one in own], max_tokens=8, logprobs=2)
-        for name, scheduler in SCHEDULERS.items():
-            for found, one in zip(texts(model, own, scheduler), wanted, strict=True):
-                assert dataclasses.replace(found, logprobs=None) == dataclasses.replace(one, logprobs=None), (
-                    name
-                )
-                near = zip(found.logprobs, one.logprobs, strict=True)
-                assert all(abs(here.log_prob - there.log_prob) < 1e-5 for here, there in near)
+        draw = np.random.default_rng(seed)
+        own = requests(model, seed, int(draw.integers(1, 9)), Sampling(max_tokens=4, temperature=0.0))
+        prompts = [one.tokens for one in own]
+        wanted = [one.tokens for one in moejax.generate(model, prompts, max_tokens=4, batch_rows=8)]
+        budget = int(draw.integers(2, 17))
+        schedulers = Fcfs(16), Chunked(budget), Layered(unit=4, cap=8), Packing(16), SharedPrefix(budget)
+        for scheduler in schedulers:
+            state = ServeState(
+                num_slots=int(draw.integers(1, 9)),
+                pages=Pages(int(draw.integers(8, 49)), sizes.page_size),
+                num_layers=model.cfg.num_layers,
+            )
+            assert tokens(device, own, scheduler, state) == wanted, (seed, scheduler, state.num_slots)
+    assert one_step.step._cache_size() == compiled + 1
+
+
+def tokens(device, own, scheduler, state) -> list[tuple[int, ...]]:
+    """What the engine writes for every request."""
+    written = [[] for _ in own]
+    jobs = [Job(i, one.tokens, one.sampling.max_tokens, settings=one.sampling) for i, one in enumerate(own)]
+    for step in engine.serve(jobs, scheduler, device, state, frozenset(device.model.tokenizer.ends)):
+        for drawn in step.written:
+            written[drawn.job].append(drawn.token)
+    return [tuple(text) for text in written]
 
 
 def test_one_compiled_step_serves_them_all(model):
