@@ -19,6 +19,7 @@ from moejax.config import require
 
 DELTA = 1e-3  # error in log L up to which Huber's loss is quadratic
 SLOPES = np.linspace(0.05, 1.5, 30)  # alpha and beta to start from
+STEEPEST = 3.0  # alpha and beta that are allowed
 NUM_STARTS = 8
 LEAST_SHARE = 1e-4  # of the loss in a term, at a start
 
@@ -77,8 +78,9 @@ def fit(points: Sequence[Point]) -> Law:
         return value, np.concatenate([pull.sum(1), -(pull * x).sum(1)[1:]])
 
     options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-10}
+    bounds = [(None, None)] * 3 + [(0, STEEPEST)] * 2
     found = [
-        optimize.minimize(objective, x0, jac=True, method="L-BFGS-B", options=options)
+        optimize.minimize(objective, x0, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         for x0 in _starts(x, loss)
     ]
     *logs, alpha, beta = min(found, key=lambda one: one.fun).x

@@ -9,7 +9,10 @@ between two shares of a run's compute lie between steps in closed form (`compute
 Differs from the paper: weights that have left are 0 in the parameters, so that whatever reads these computes
 with W*M, while the authors keep W and M side by side; both move alike, as no weight returns. Masks are a part
 of the optimizer's state, so neither weight decay nor Adam touches them. The first event comes after an
-update. Routers, biases and tied embeddings stay dense; the authors have no experts.
+update. Routers, biases and tied embeddings stay dense; the authors have no experts. Their matrices begin with
+a standard deviation of fan_in^-1/2; here the unembedding and what writes into the residual stream begin
+smaller and would be emptied first, so by default weights are compared in units of what their matrix began
+with.
 """
 
 import dataclasses
@@ -23,6 +26,7 @@ import optax
 
 from moejax.config import require
 from moejax.seams import Rule
+from moejax.specs import Normal
 from moejax.training.rules import masks as mask
 
 ROUNDING = 1e-12  # floor((1 - 0.8) * 10) is 2, though its factors are a little less
@@ -74,6 +78,7 @@ class GradualPrune(Rule):
     start: float = 0.25  # share of compute before the first event
     end: float = 0.75  # share of compute before the last event
     every: int = 100  # steps between events
+    unit: str = "start"  # weights are compared in units of: start (std of their matrix then) | absolute
     dense: tuple[str, ...] = ("embed", "shared/*", "*/score/*", "*/select/*", "*bias")  # globs: never pruned
 
     def __post_init__(self):
@@ -83,6 +88,8 @@ class GradualPrune(Rule):
             f"start={self.start}, end={self.end} are shares of the compute; choose 0 <= start <= end <= 1",
         )
         require(self.every >= 1, f"every={self.every} must be at least 1")
+        known = ("start", "absolute")
+        require(self.unit in known, f"unit={self.unit!r} is not one of {', '.join(known)}")
 
     def events(self, steps: int) -> list[tuple[int, float]]:
         """(step, share kept from this step on) in a run of so many steps."""
@@ -118,6 +125,7 @@ class GradualPrune(Rule):
 
             def prune():
                 weights = mask.select(optax.apply_updates(params, updates), matrices)
+                weights = {path: w / self._unit(matrices[path]) for path, w in weights.items()}
                 masks = mask.global_magnitude(weights, state.masks, jnp.asarray(kept)[event])
                 return masks, _metrics(masks, matrices)
 
@@ -127,6 +135,9 @@ class GradualPrune(Rule):
             return updates, PruneState(number, masks, metrics, inner)
 
         return optax.GradientTransformationExtraArgs(init, update)
+
+    def _unit(self, spec) -> float:
+        return spec.init.std if self.unit == "start" and isinstance(spec.init, Normal) else 1.0
 
 
 def _metrics(masks, matrices):

@@ -20,7 +20,7 @@ from moejax.config import BlockConfig, CheckpointConfig, OptimConfig, TrainConfi
 from moejax.errors import UsageError
 from moejax.losses.next_token import NextToken
 from moejax.model import forward as model
-from moejax.specs import Constant, Spec
+from moejax.specs import Constant, Normal, Spec
 from moejax.training import optimizer, state, step
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.rules.gradual_prune import GradualPrune, compute_schedule, prune_schedule
@@ -31,7 +31,7 @@ from tests.training.rules.test_masks import TOY, by_sort
 LOSSES = (NextToken(),)
 KEY = jax.random.key(3)
 STEPS = 12
-RULE = GradualPrune(sparsity=0.5, every=1)
+RULE = GradualPrune(sparsity=0.5, every=1, unit="absolute")
 M = tiny.model(BlockConfig(tiny.ATTN, tiny.MOE), repeat=1, tied=False)
 MATRICES = prunable(model.specs(M), RULE.dense)
 TOTAL = sum(math.prod(spec.shape) for spec in MATRICES.values())
@@ -102,8 +102,7 @@ def test_two_events_by_hand():
     params = {"a": jnp.asarray(TOY[:4]).reshape(1, 4), "b": jnp.asarray(TOY[4:]).reshape(4, 1)}
     rule = GradualPrune(sparsity=0.5, start=0.25, end=0.6, every=1)
     assert rule.events(4) == [(1, 0.5**0.5), (2, 0.5)]
-    sgd = optax.with_extra_args_support(optax.set_to_zero())
-    pruned = rule.around(optimizer._can_skip(sgd), specs, 4)
+    pruned = rule.around(optimizer._can_skip(optax.set_to_zero()), specs, 4)
     now, seen = pruned.init(params), []
     for _ in range(3):
         updates, now = pruned.update(jax.tree.map(jnp.ones_like, params), now, params)
@@ -116,6 +115,22 @@ def test_two_events_by_hand():
         "prune/active_weights": 4.0,
         "prune/min_density": 0.25,
     }
+
+
+def test_weights_are_compared_in_units_of_the_start():
+    """Matrices of the same shape in other units: half of each leaves, or all of the smaller one."""
+    weight = np.array([[1.0, 2.0, 3.0, 4.0]], np.float32)
+    specs = {name: Spec((1, 4), ("embed", "ffn"), Normal(std)) for name, std in (("a", 0.1), ("b", 1.0))}
+    params = {"a": jnp.asarray(0.1 * weight), "b": jnp.asarray(weight)}
+    left = {}
+    for unit in ("start", "absolute"):
+        rule = GradualPrune(sparsity=0.5, start=0.5, end=0.5, every=1, unit=unit)
+        pruned = rule.around(optimizer._can_skip(optax.set_to_zero()), specs, 2)
+        updates, _ = pruned.update(params, pruned.init(params), params)
+        new = optax.apply_updates(params, updates)
+        left[unit] = {name: (np.asarray(w) != 0).ravel().tolist() for name, w in new.items()}
+    assert left["start"] == {name: [False, False, True, True] for name in "ab"}
+    assert left["absolute"] == {"a": [False] * 4, "b": [True] * 4}
 
 
 def adamw(*rules, **changes):
