@@ -121,7 +121,7 @@ PAPER = Paper(
     baseline="a linear router, and the same GRU that begins anew in every layer (NP)",
     bars=BARS,
     sizes={
-        "tiny": Settings(seeds=2, steps=10, layers=2, width=8, rows=4, tiny=True),
+        "tiny": Settings(seeds=3, steps=10, layers=2, width=8, rows=4, tiny=True),
         "default": Settings(),
         "full": Settings(seeds=5, steps=4000, width=64),
         "gpu": Settings(seeds=5, steps=20_000, layers=8, width=64),
