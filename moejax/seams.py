@@ -295,15 +295,3 @@ class Loss(Protocol):
     def stats(self, params, m, probes: tuple, output: Output, batch: Batch) -> Tree: ...
     def total(self, stats: Tree, state: Tree) -> tuple[Array, Tree, dict[str, Array]]: ...
     def side(self, state: Tree) -> tuple | None: ...  # per group, per position: Side with leading repeat
-
-
-class Rule(Protocol):
-    """What training does to parameters beside AdamW. `moejax.training.rules`."""
-
-    def around(self, optimizer, specs, steps: int):
-        """An optimizer (optax) for a run of so many steps that does it with, before or after `optimizer`.
-
-        `update` takes `apply` as that of `training.optimizer.make` does. A dict `metrics` of numbers in the
-        state is reported with every step.
-        """
-        ...

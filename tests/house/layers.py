@@ -52,6 +52,7 @@ LAYER_OF = {
     "moejax.training.data": "data",
     "moejax.training.rules": "technique",
     "moejax.training.rules.masks": "technique_base",
+    "moejax.training.rules.rule": "technique_base",
     "moejax.model_io": "driver",
     "moejax.saved_model": "driver",
     "moejax.compile_cache": "driver",

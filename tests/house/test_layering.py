@@ -7,6 +7,8 @@ import pytest
 from tests.house import layers, tree
 
 WITHOUT_JAX = ("moejax/flags.py", "moejax/overrides.py", "moejax/config.py")
+# Where jax 0.10 cannot check: a shard_map around functions that have one themselves.
+UNCHECKED = ("moejax/bench/replicate.py",)
 FOLDERS_WITHOUT_JAX = ("moejax/training/data/", "moejax/serving/schedulers/", "moejax/placement/")
 
 
@@ -55,7 +57,8 @@ def test_every_shard_map_checks_what_varies():
         found += maps
         for call in maps:
             checks = [word.value.value for word in call.keywords if word.arg == "check_vma"]
-            assert checks == [True], f"{path}:{call.lineno} calls shard_map without check_vma=True"
+            wanted = [path not in UNCHECKED]
+            assert checks == wanted, f"{path}:{call.lineno} calls shard_map without check_vma={wanted[0]}"
     assert len(found) >= 2
 
 

@@ -25,9 +25,9 @@ import numpy as np
 import optax
 
 from moejax.config import require
-from moejax.seams import Rule
 from moejax.specs import Normal
 from moejax.training.rules import masks as mask
+from moejax.training.rules.rule import Rule
 
 ROUNDING = 1e-12  # floor((1 - 0.8) * 10) is 2, though its factors are a little less
 
