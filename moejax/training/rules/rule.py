@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Rule(Protocol):
-    """What training does to parameters beside AdamW: a frozen dataclass in `optim.rules` of a run's config."""
+    """What training does to parameters beside AdamW: a frozen dataclass in `optim.rules`."""
 
     def around(self, optimizer, specs, steps: int):
         """An optimizer (optax) for a run of so many steps that does it with, before or after `optimizer`.
