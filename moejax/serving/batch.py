@@ -110,6 +110,8 @@ def answer(
 
 def _written(step: engine.Step, state: ServeState, writers: dict[int, Writer]) -> dict[int, bool]:
     """Give the tokens of a step to their writers: requests that are done, and whether an end token came."""
+    for run in step.begun:
+        writers[run.job.id].begins(run.shared)
     done = {job.id: reason == "stop" for job, reason in step.finished}
     for drawn in step.written:
         likelihood = () if drawn.likelihood is None else (drawn.likelihood,)

@@ -62,12 +62,17 @@ class Writer:
         self._tokens: list[int] = []
         self._likelihoods: list[Likelihood] = []
         self._times: list[float] = []
-        self.cached_tokens: int | None = None  # as of `Timing`
+        self._cached_tokens: int | None = None  # as of `Timing`
 
     @property
     def logprobs(self) -> int | None:
         """As of `Sampling`."""
         return self._request.sampling.logprobs
+
+    def begins(self, cached_tokens: int) -> None:
+        """So much of the prompt is in the cache; only the first call counts, as a request may wait again."""
+        if self._cached_tokens is None:
+            self._cached_tokens = cached_tokens
 
     def add(self, tokens: Sequence[int], now: float, likelihoods: Sequence[Likelihood] = ()) -> bool:
         """Take more tokens.
@@ -104,7 +109,7 @@ class Writer:
             "stop" if ended or text is not None else "length",
             len(self._request.tokens),
             tuple(self._likelihoods[:count]) if self.logprobs is not None else None,
-            Timing(self._times[0], self._times[count - 1], self.cached_tokens) if count else None,
+            Timing(self._times[0], self._times[count - 1], self._cached_tokens) if count else None,
         )
 
     def _until_stop(self) -> tuple[int, str] | None:

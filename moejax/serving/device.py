@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -61,7 +60,7 @@ class Device(Executor):
         self._served = one_step.start(
             m, sizes.num_slots, sizes.num_pages, sizes.page_size, max(sizes.num_parked, 1)
         )
-        self._parked: dict[tuple[int, int], int] = {}  # by slot and position
+        self._parking = _Parking(sizes.num_parked, self.slot_pages * sizes.page_size)
         self._flying: collections.deque = collections.deque()
         self._start = time.monotonic()
         self._done = self._start
@@ -72,7 +71,7 @@ class Device(Executor):
         return next(size for size in self.sizes.rows if size >= count)
 
     def begin(self, job: Job, slot: int) -> None:
-        self._forget(lambda parked: parked == slot)  # whoever had it before may have left between layers
+        self._parking.forget(np.array([slot]))  # whoever had it before may have left between layers
         of: Sampling = job.settings
         rows = SamplingRows(
             temperature_B=np.float32(of.temperature),
@@ -90,7 +89,7 @@ class Device(Executor):
         wanted = any(self._wanted(work.run.job) is not None for work in plan.works)
         columns = one_step.Columns(
             plan.token_J, plan.source_J, plan.slot_J, plan.pos_J, plan.first_J, plan.stop_J, plan.emit_J,
-            self._places(plan), page_QP, np.asarray(wanted),
+            self._parking.places(plan, self.model.cfg.num_layers), page_QP, np.asarray(wanted),
         )  # fmt: skip
         m, sides = self.model.cfg, self.model.sides
         self._served, written = one_step.step(
@@ -125,28 +124,36 @@ class Device(Executor):
     def wait(self, until: float) -> None:
         time.sleep(max(until - self.now(), 0.0))
 
-    def _places(self, plan: Plan) -> np.ndarray:
+
+class _Parking:
+    """Where rows that have passed some layers wait for the others.
+
+    Args:
+      room: rows that can wait; a row that does not wait has the place past the last one.
+      length: positions that a slot can have.
+    """
+
+    def __init__(self, room: int, length: int):
+        self._room, self._length = room, length
+        self._row_X = np.full(max(room, 1), -1)  # slot * length + position; -1 = free
+
+    def places(self, plan: Plan, num_layers: int) -> np.ndarray:
         """A place for every row that is parked or was; the same one from its first layer to its last."""
-        self._forget(lambda slot: plan.page_QP[slot, 0] < 0)  # has been left
-        place_J = np.full(len(plan.slot_J), max(self.sizes.num_parked, 1), np.int32)
-        (between,) = np.nonzero((plan.slot_J >= 0) & ((plan.first_J > 0) | (plan.stop_J < self.num_layers)))
-        for row in between:
-            key = (int(plan.slot_J[row]), int(plan.pos_J[row]))
-            if plan.first_J[row] == 0:
-                free = set(range(self.sizes.num_parked)) - set(self._parked.values())
-                require(
-                    len(free) > 0, f"more than num_parked={self.sizes.num_parked} rows are between layers"
-                )
-                self._parked[key] = min(free)
-            place_J[row] = self._parked[key]
-            if plan.stop_J[row] == self.num_layers:
-                del self._parked[key]
+        self.forget(np.flatnonzero(plan.page_QP[:, 0] < 0))  # slots that have been left
+        ends_J = plan.stop_J == num_layers
+        waits_J = (plan.slot_J >= 0) & ((plan.first_J > 0) | ~ends_J)
+        row_J = plan.slot_J * self._length + plan.pos_J
+        new_N = row_J[waits_J & (plan.first_J == 0)]
+        free_N = np.flatnonzero(self._row_X[: self._room] < 0)[: len(new_N)]
+        full = f"more than num_parked={self._room} rows are between layers"
+        require(len(free_N) == len(new_N), full)
+        self._row_X[free_N] = new_N
+        order_X = np.argsort(self._row_X)
+        place_J = np.full(len(row_J), len(self._row_X), np.int32)
+        place_J[waits_J] = order_X[np.searchsorted(self._row_X, row_J[waits_J], sorter=order_X)]
+        self._row_X[place_J[waits_J & ends_J]] = -1
         return place_J
 
-    def _forget(self, is_left: Callable[[int], bool]) -> None:
+    def forget(self, slots: np.ndarray) -> None:
         """Rows of these slots do not go on."""
-        self._parked = {place: at for place, at in self._parked.items() if not is_left(place[0])}
-
-    @property
-    def num_layers(self) -> int:
-        return self.model.cfg.num_layers
+        self._row_X[np.isin(self._row_X // self._length, slots)] = -1

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from moejax.config import require
 from moejax.serving.plan import Drawn, Executor, Result, Scheduler, make_plan
-from moejax.serving.state import Job, ServeState
+from moejax.serving.state import Job, Running, ServeState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Step:
     written: tuple[Drawn, ...]  # tokens that are part of a text; the end token is not
     finished: tuple[tuple[Job, str], ...]  # with the reason: stop or length
     now: float  # seconds, by the executor's clock
+    begun: tuple[Running, ...] = ()  # what has got a slot since the step before
 
 
 def serve(
@@ -37,22 +38,24 @@ def serve(
       UsageError: a job is larger than the whole cache, or the scheduler lets requests wait for nothing.
     """
     scheduler.start(state)
-    arriving, flying, begun, number = _Arrivals(jobs), 0, -1, 0
+    arriving, flying, visits, number, begun = _Arrivals(jobs), 0, 0, 0, []
     while arriving.next or state.waiting or state.running or flying:
         for job in arriving.until(executor.now(), state.most_waiting - len(state.waiting)):
             _queue(job, state)
         works = scheduler.plan(state, executor.now())
-        for run in state.running.values():
-            if run.visit > begun:
-                executor.begin(run.job, run.slot)
-        begun = max((run.visit for run in state.running.values()), default=begun)
+        new = [run for run in state.running.values() if run.visit >= visits]
+        for run in new:
+            executor.begin(run.job, run.slot)
+        visits, begun = max((run.visit + 1 for run in new), default=visits), begun + new
         if works:
             rows = executor.rows(sum(work.count for work in works))
             executor.submit(make_plan(number, works, state, rows))
             number, flying = number + 1, flying + 1
         if flying > ahead or (flying and not works):
             flying -= 1
-            yield commit(executor.collect(), state, ends, executor.now())
+            step = commit(executor.collect(), state, ends, executor.now())
+            yield dataclasses.replace(step, begun=tuple(begun))
+            begun = []
         elif not works:
             stuck = len(state.waiting) + len(state.running)
             require(stuck == 0, f"{scheduler} plans nothing while {stuck} requests wait for it")

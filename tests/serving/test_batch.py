@@ -145,6 +145,7 @@ def test_what_a_batch_took_is_counted(model):
     done = dict(answer(model, own, Fcfs(64), SIZES, counts))
     written = sum(len(one.tokens) for one in done.values())
     read = sum(len(one.tokens) for one in own)
+    assert sum(one.timing.cached_tokens for one in done.values()) == counts.shared
     # the last token of a text is not read again; a token that came too late for the host is
     assert read + written - len(own) - counts.shared <= counts.rows <= read + written
     assert 0 < counts.expert_loads <= counts.steps * 2 * 8

@@ -102,7 +102,8 @@ def test_stop_texts_behind_many_control_tokens_are_found_in_the_end():
 def test_likelihoods_and_times_go_with_the_tokens():
     request = Request((1,), Sampling(stop="b", logprobs=1))
     writer = Writer(BYTES, request)
-    writer.cached_tokens = 3
+    writer.begins(3)
+    writer.begins(5)
     tokens, likely = text_of("abc"), [Likelihood(-float(i), ((i, -0.5),)) for i in range(3)]
     assert not writer.add(tokens[:1], 2.0, likely[:1])
     assert writer.add(tokens[1:], 5.0, likely[1:])

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 import moejax
@@ -11,10 +12,11 @@ from moejax import sharding
 from moejax.config import MeshConfig
 from moejax.errors import UsageError
 from moejax.ops.rope import LongRope
+from moejax.serving import device
 from moejax.serving.batch import answer, has_pages
 from moejax.serving.device import Device, Sizes
 from moejax.serving.pages import Pages
-from moejax.serving.plan import make_plan
+from moejax.serving.plan import Plan, make_plan
 from moejax.serving.request import Sampling, make_request
 from moejax.serving.schedulers.chunked import Chunked
 from moejax.serving.state import Job, ServeState
@@ -43,19 +45,42 @@ def test_a_router_that_reads_tokens_reads_those_that_the_host_does_not_know_yet(
 
 
 def test_rows_of_a_slot_that_was_left_do_not_wait_between_layers(model):
-    device, state = Device(model, PARKING), ServeState(4, Pages(24, 8), num_layers=2)
+    machine, state = Device(model, PARKING), ServeState(4, Pages(24, 8), num_layers=2)
     long, short = (Job(i, request.tokens, 1, settings=GREEDY) for i, request in enumerate(
         make_request(model, [5] * length, GREEDY) for length in (30, 3)))  # fmt: skip
     state.waiting.extend([short, long])
     other, run = state.admit(short), state.admit(long)
     for number in range(2):
-        device.begin(long, run.slot)
-        device.submit(make_plan(number, [state.rows(run, 30, stop=1)], state, 32))  # of 32 places
+        machine.begin(long, run.slot)
+        machine.submit(make_plan(number, [state.rows(run, 30, stop=1)], state, 32))  # of 32 places
         if number == 0:
             state.preempt(run)
             state.finish(other)
             run = state.admit(long)
             assert run.slot == other.slot
+
+
+def test_places_of_rows_between_layers_by_hand():
+    """Positions 4 and 5 of slot 1 wait in places 0 and 1; of slot 0, position 2 takes what is left."""
+    parking = device._Parking(room=3, length=10)
+
+    def places(*rows, left=()):
+        slot_J, pos_J, first_J, stop_J = np.array([*rows, (-1, 0, 0, 0)]).T
+        page_QP = np.array([[-1 if slot in left else 0] for slot in range(2)])
+        return parking.places(plan_of(slot_J, pos_J, first_J, stop_J, page_QP), num_layers=2).tolist()
+
+    assert places((1, 4, 0, 1), (1, 5, 0, 1), (0, 0, 0, 2)) == [0, 1, 3, 3]
+    assert places((1, 5, 1, 2), (0, 2, 0, 1), (1, 4, 1, 2)) == [1, 2, 0, 3]
+    assert places((0, 2, 1, 2), (1, 6, 0, 1), (1, 7, 0, 1)) == [2, 0, 1, 3]
+    with pytest.raises(UsageError, match="more than num_parked=3 rows are between layers"):
+        places((0, 3, 0, 1), (0, 4, 0, 1))
+    assert places((0, 3, 0, 1), (0, 4, 0, 1), left=[1]) == [0, 1, 3]
+
+
+def plan_of(slot_J, pos_J, first_J, stop_J, page_QP) -> Plan:
+    unread = dict.fromkeys(("token_J", "source_J", "emit_J"))
+    return Plan(id=0, slot_J=slot_J, pos_J=pos_J, first_J=first_J, stop_J=stop_J, page_QP=page_QP,
+                works=(), **unread)  # fmt: skip
 
 
 def test_what_tokens_carry_from_layer_to_layer_cannot_wait_there():
