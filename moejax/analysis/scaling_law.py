@@ -67,23 +67,20 @@ def fit(points: Sequence[Point]) -> Law:
         require(np.ptp(x) > 0, f"all points have the same {name}, so their term is unknown; vary them")
     x = np.stack([np.zeros_like(loss), params - params.mean(), tokens - tokens.mean()])
 
-    def objective(theta):
-        """Huber's loss, and its derivative in theta = (logs of the terms in the middle, alpha, beta)."""
-        slope = np.array([0.0, *theta[3:]])
-        term = theta[:3, None] - slope[:, None] * x
+    def parts(theta):
+        """(error in log L, its derivative) at theta = (logs of the terms in the middle, alpha, beta)."""
+        term = theta[:3, None] - np.array([0.0, *theta[3:]])[:, None] * x
         log_sum = np.logaddexp.reduce(term)
-        error = (log_sum - loss) / DELTA
-        value = np.where(abs(error) < 1, error**2 / 2, abs(error) - 0.5).sum()
-        pull = np.clip(error, -1, 1) / DELTA * np.exp(term - log_sum)
-        return value, np.concatenate([pull.sum(1), -(pull * x).sum(1)[1:]])
+        share = np.exp(term - log_sum)
+        return log_sum - loss, np.concatenate([share, -share[1:] * x[1:]]).T
 
-    options = {"maxiter": 5000, "maxfun": 20000, "ftol": 1e-15, "gtol": 1e-10}
-    bounds = [(None, None)] * 3 + [(0, STEEPEST)] * 2
+    bounds = ([-np.inf] * 3 + [0.0] * 2, [np.inf] * 3 + [STEEPEST] * 2)
+    settings = {"bounds": bounds, "loss": "huber", "f_scale": DELTA, "xtol": 1e-12, "ftol": 1e-12}
     found = [
-        optimize.minimize(objective, x0, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        for x0 in _starts(x, loss)
+        optimize.least_squares(lambda t: parts(t)[0], start, lambda t: parts(t)[1], **settings)
+        for start in _starts(x, loss)
     ]
-    *logs, alpha, beta = min(found, key=lambda one: one.fun).x
+    *logs, alpha, beta = min(found, key=lambda one: one.cost).x
     E, A, B = np.exp(logs + np.array([0.0, alpha * params.mean(), beta * tokens.mean()]))
     return Law(float(E), float(A), float(B), float(alpha), float(beta))
 
