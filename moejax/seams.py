@@ -20,7 +20,7 @@ Tree = Any  # nested dicts of arrays (or of Specs)
 
 @struct.dataclass
 class FlatRows:
-    """The tokens of many requests in a batch of one row: whose they are, and whose each page of the cache is."""
+    """The tokens of many requests in a batch of one row: whose they are, and whose each page is."""
 
     slot_BT: Array  # i32; the request of each token
     page_QP: Array  # i32; the page that holds positions p * page_size and so on of a slot
