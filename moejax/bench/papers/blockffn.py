@@ -285,6 +285,16 @@ PAPER = Paper(
         "full": Settings(
             steps=2000, num_experts=48, arms=(NONE, BOTH, LOCAL, CHUNK), chunk=0.2, rows_each=192, rounds=15
         ),
+        "gpu": Settings(
+            seeds=8,
+            steps=20_000,
+            batch_rows=32,
+            layers=12,
+            width=512,
+            num_experts=80,
+            hidden=64,
+            rows_each=192,
+        ),
     },
     measure=measure,
 )

@@ -277,6 +277,7 @@ PAPER = Paper(
         "tiny": Settings(recipe="tiny", steps=20, seeds=3, rows_each=16, most_bytes=1 << 17, cached_texts=8),
         "default": Settings(),
         "full": Settings(steps=1800, rows_each=192, cached_texts=192, more_arms=True),
+        "gpu": Settings(steps=20_000, seeds=8, rows_each=192, cached_texts=192, more_arms=True),
     },
     measure=measure,
 )

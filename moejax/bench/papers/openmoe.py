@@ -285,6 +285,16 @@ PAPER = Paper(
         ),
         "default": Settings(),
         "full": Settings(steps=3000, batch_rows=8, stops=(0.05, 0.1, 0.2, EARLY), rows_each=96, remedy=True),
+        "gpu": Settings(
+            seeds=8,
+            steps=20_000,
+            batch_rows=32,
+            width=512,
+            num_experts=32,
+            layers=12,
+            rows_each=96,
+            remedy=True,
+        ),
     },
     measure=measure,
 )

@@ -46,8 +46,8 @@ class Settings:
     """How long to train what."""
 
     seeds: int = 3
-    steps: int = 1200
-    layers: int = 6
+    steps: int = 300
+    layers: int = 4
     width: int = 32  # of the GRU
     rows: int = 128  # held-out rows of every domain that are traced
     tiny: bool = False  # two layers of eight experts
@@ -123,7 +123,7 @@ PAPER = Paper(
     sizes={
         "tiny": Settings(seeds=3, steps=10, layers=2, width=8, rows=4, tiny=True),
         "default": Settings(),
-        "full": Settings(seeds=5, steps=4000, width=64),
+        "full": Settings(steps=1500, layers=6, width=64),
         "gpu": Settings(seeds=5, steps=20_000, layers=8, width=64),
     },
     measure=measure,
