@@ -45,8 +45,8 @@ class Bar:
         return INCONCLUSIVE if low <= self.at_most and high >= self.at_least else FAILS
 
     def __str__(self) -> str:
-        parts = [f"{self.at_least:g} or more"] if self.at_least > -math.inf else []
-        return " and ".join(parts + [f"{self.at_most:g} or less"] * (self.at_most < math.inf))
+        parts = [f"{self.at_least:.4g} or more"] if self.at_least > -math.inf else []
+        return " and ".join(parts + [f"{self.at_most:.4g} or less"] * (self.at_most < math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
