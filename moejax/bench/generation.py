@@ -26,6 +26,7 @@ from moejax.config import require
 from moejax.flags import Call, Program
 from moejax.serving import engine
 from moejax.serving.device import Device, Sizes
+from moejax.serving.int8 import in_int8
 from moejax.serving.model import Model
 from moejax.serving.pages import Pages
 from moejax.serving.request import Sampling
@@ -42,6 +43,7 @@ CLAIM = (
     "1.6 times as fast as by transformers at its best batch size; decoding alone at least 1.1 times"
 )
 BATCHES = (64, 16, 8)  # of transformers
+VARIANTS = ("exact", "int8")  # of ours: steps of one size; weights in 8 bits, whose texts are others
 PAGE = 64  # positions
 FOLDER = pathlib.Path(__file__).parent
 SUMMARY = """
@@ -66,6 +68,7 @@ class Generation:
     rounds: int = 3
     rows: tuple[int, ...] = (64, 512, 1024)  # of our steps
     batches: tuple[int, ...] = BATCHES
+    variants: tuple[str, ...] = VARIANTS
     llama_python: str | None = None  # has llama-cpp-python; None = do not ask
     transformers_python: str | None = sys.executable  # has transformers; None = do not ask
 
@@ -107,7 +110,8 @@ def run(cfg: Generation, contestants: Mapping[str, Contestant] | None = None) ->
     with tempfile.TemporaryDirectory() as folder:
         peers = Peers(cfg, model, folder, notes)
         try:
-            everybody = {OURS: Ours(model, cfg)} | (peers.contestants if contestants is None else contestants)
+            others = peers.contestants if contestants is None else contestants
+            everybody = {OURS: Ours(model, cfg)} | _variants(model, cfg) | others
             batch, single = _rounds(cfg, everybody, prompts)
         finally:
             peers.close()
@@ -169,6 +173,15 @@ class Ours:
                     first = time.perf_counter()
                 written[drawn.job].append(drawn.token)
         return Outcome(first - begin, time.perf_counter() - first, written)
+
+
+def _variants(model: Model, cfg: Generation) -> dict[str, Contestant]:
+    """What `serve.py --exact` and `--weights=int8` would take."""
+    made = {
+        "exact": lambda: Ours(model, dataclasses.replace(cfg, rows=cfg.rows[:1])),
+        "int8": lambda: Ours(in_int8(model), cfg),
+    }
+    return {f"{OURS}, {name}": made[name]() for name in cfg.variants}
 
 
 class Peers:
@@ -266,6 +279,7 @@ def define(values: flags.FlagValues) -> None:
     number("rounds", 3, "samples of every contestant", lower_bound=1, flag_values=values)
     text("llama_python", None, "a Python that has llama-cpp-python", flag_values=values)
     text("transformers_python", sys.executable, "a Python that has transformers", flag_values=values)
+    flags.DEFINE_multi_enum("variants", VARIANTS, VARIANTS, "of ours", flag_values=values)
     flags.DEFINE_list("batches", [str(rows) for rows in BATCHES], "of transformers", flag_values=values)
     text("json", None, "write the report there too", flag_values=values)
 
@@ -276,7 +290,8 @@ def main(call: Call) -> None:
     values = {name: call.flags[name].value for name in names}
     require(bool(values["model"] and values["text"]), "give --model=FILE.gguf and --text=FILE")
     batches = tuple(int(rows) for rows in call.flags["batches"].value)
-    finish(run(Generation(**values, batches=batches)), call.flags["json"].value)
+    variants = tuple(call.flags["variants"].value)
+    finish(run(Generation(**values, batches=batches, variants=variants)), call.flags["json"].value)
 
 
 PROGRAM = Program("python -m moejax.bench generation", SUMMARY, define, main, takes_config=False)

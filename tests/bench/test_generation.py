@@ -60,12 +60,13 @@ def test_everybody_gets_the_same_prompts(cfg):
     report = generation.run(cfg, {"llama.cpp": peer, "transformers, batch 4": peer})
     assert asked == [(4, 2), (1, 2)] * 2 + [(4, 3), (1, 3)] * 4
     value = {measure.name: measure.value for measure in report.measures}
+    assert value["moejax, exact: same texts"] == 1 and value["moejax, int8: decode"] > 0
     assert value["llama.cpp: same texts"] == 1 and report.holds is True
     json.dumps(report.to_dict())
 
 
 def test_a_peer_that_is_not_there(cfg):
-    report = generation.run(dataclasses.replace(cfg, llama_python="/bin/false"))
+    report = generation.run(dataclasses.replace(cfg, llama_python="/bin/false", variants=()))
     assert report.holds is None and "llama.cpp was not measured" in report.notes[0]
 
 
