@@ -115,8 +115,13 @@ def _drawn(s: Settings, degree: int, seed: int) -> list[Job]:
     return shuffled(documents, questions, 64, seed)
 
 
-def _saved(outcomes: Sequence[Outcome]) -> list[float]:
-    return [outcome.found_tokens / outcome.prompt_tokens for outcome in outcomes]
+def saved(outcome: Outcome, jobs: Sequence[Job]) -> float:
+    """Share of the prompts' tokens that nobody read.
+
+    Requests that lost their slot find pages of their own again: what they read twice counts as read, and
+    what they find as nothing saved.
+    """
+    return 1 - (outcome.prompt_tokens - outcome.found_tokens) / sum(len(job.prompt) for job in jobs)
 
 
 def _simulated(s: Settings) -> tuple[list[Measure], dict[str, list[float]]]:
@@ -131,11 +136,10 @@ def _simulated(s: Settings) -> tuple[list[Measure], dict[str, list[float]]]:
             "order of arrival": [simulate(jobs, Chunked(2048), **few) for jobs in loads],
         }
         closed = closed_form(P, d, degree)
-        found.append(
-            mean(SAVED.format(degree), [x / closed for x in _saved(outcomes["groups"])], "x", "higher")
-        )
-        for name, of in outcomes.items():
-            figure = mean(f"simulated: tokens saved, {name}, degree {degree}", _saved(of), "share", "higher")
+        share = {name: list(map(saved, of, loads)) for name, of in outcomes.items()}
+        found.append(mean(SAVED.format(degree), [x / closed for x in share["groups"]], "x", "higher"))
+        for name, of in share.items():
+            figure = mean(f"simulated: tokens saved, {name}, degree {degree}", of, "share", "higher")
             found.append(figure)
             shares[name].append(figure.value)
     return [*found, *_memory(s)], shares | {"closed form": [closed_form(P, d, degree) for degree in DEGREES]}
@@ -170,9 +174,10 @@ def _real(s: Settings, prompts: Prompts) -> list[Measure]:
     same: list[float] = []
     _arms(s, engine, _asked(s, prompts, DEGREES[0], s.seeds))  # compiles
     for degree in DEGREES:
-        served = [_arms(s, engine, _asked(s, prompts, degree, seed)) for seed in range(s.seeds)]
+        loads = [_asked(s, prompts, degree, seed) for seed in range(s.seeds)]
+        served = [_arms(s, engine, jobs) for jobs in loads]
         same += [alike(arms["no sharing"], arm) for arms in served for arm in arms.values()]
-        found += _compared(closed_form(P, d, degree), degree, served)
+        found += _compared(degree, closed_form(P, d, degree), loads, served)
     return [*found, Measure(SAME, min(same), "share", "higher", len(same))]
 
 
@@ -196,16 +201,19 @@ def _arms(s: Settings, engine: Engine, jobs: list[Job]) -> dict[str, Served]:
     }
 
 
-def _compared(closed: float, degree: int, served: list[dict[str, Served]]) -> list[Measure]:
-    saved = {name: _saved([arms[name].outcome for arms in served]) for name in served[0]}
+def _compared(
+    degree: int, closed: float, loads: list[list[Job]], served: list[dict[str, Served]]
+) -> list[Measure]:
+    shares = {name: [saved(arms[name].outcome, jobs) for arms, jobs in zip(served, loads, strict=True)]
+              for name in served[0]}  # fmt: skip
     seconds = {name: [arms[name].outcome.seconds for arms in served] for name in served[0]}
-    gained = [a - b for a, b in zip(saved["groups"], saved["order of arrival"], strict=True)]
+    gained = [a - b for a, b in zip(shares["groups"], shares["order of arrival"], strict=True)]
     found = [
-        mean(REAL_SAVED.format(degree), [x / closed for x in saved["groups"]], "x", "higher"),
+        mean(REAL_SAVED.format(degree), [x / closed for x in shares["groups"]], "x", "higher"),
         mean(ARRIVAL.format(degree), gained, "share", "higher"),
     ]
     for name in ("sorted", "order of arrival"):
-        found.append(mean(f"real: tokens saved, {name}, degree {degree}", saved[name], "share", "higher"))
+        found.append(mean(f"real: tokens saved, {name}, degree {degree}", shares[name], "share", "higher"))
     for name, title in (("no sharing", "without sharing"), ("order of arrival", "in order of arrival"),
                         ("sorted", "of sorted prompts")):  # fmt: skip
         title = f"real: time {title} over groups, degree {degree}"

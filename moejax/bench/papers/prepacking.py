@@ -5,6 +5,8 @@ Prepacking: A Simple Method for Fast Prefilling and Increased Throughput in Larg
 promise is a speed-up of nearly k / r where arithmetic decides.
 
 1. On the simulated executor, where a step is as long as the longest prompt: a prompt a step, or a bin a step.
+   All steps cost the same there, so the speed-up is k / r by construction: it shows that the scheduler needs
+   no more steps than bins, and nothing about time.
 2. On real models, as the paper does it: one forward pass over [k, m] padded rows or over [r, m] packed ones,
    with segments and positions that begin anew, up to the logits of every prompt's first token. Sorting
    lengths and laying out rows counts. Prompts are paragraphs of real text with their own lengths. A dense
