@@ -66,7 +66,8 @@ class Generation:
     new_tokens: int = 64
     single_tokens: int = 32  # for the first prompt alone
     rounds: int = 3
-    rows: tuple[int, ...] = (64, 512, 1024)  # of our steps
+    rows: tuple[int, ...] = (1, 64, 512, 1024)  # of our steps
+    exact_rows: int = 64  # of every step of ours where the number must not change
     batches: tuple[int, ...] = BATCHES
     variants: tuple[str, ...] = VARIANTS
     llama_python: str | None = None  # has llama-cpp-python; None = do not ask
@@ -77,7 +78,7 @@ def tiny(model: str, text: str) -> Generation:
     """Seconds, without peers; its figures mean nothing."""
     return Generation(
         model, text, prompts=4, shortest=2, longest=9, new_tokens=3, single_tokens=3, rounds=2, rows=(8,),
-        batches=(2,), transformers_python=None,
+        exact_rows=8, batches=(2,), transformers_python=None,
     )  # fmt: skip
 
 
@@ -177,10 +178,8 @@ class Ours:
 
 def _variants(model: Model, cfg: Generation) -> dict[str, Contestant]:
     """What `serve.py --exact` and `--weights=int8` would take."""
-    made = {
-        "exact": lambda: Ours(model, dataclasses.replace(cfg, rows=cfg.rows[:1])),
-        "int8": lambda: Ours(in_int8(model), cfg),
-    }
+    exact = dataclasses.replace(cfg, rows=(cfg.exact_rows,))
+    made = {"exact": lambda: Ours(model, exact), "int8": lambda: Ours(in_int8(model), cfg)}
     return {f"{OURS}, {name}": made[name]() for name in cfg.variants}
 
 
@@ -251,6 +250,9 @@ def measures(cfg: Generation, batch, single, prompt_tokens: int) -> list[Measure
         theirs = [value[peer, what] for peer in batch if peer.startswith(rival)]
         if theirs:
             found.append(Measure(name, value[OURS, what] / max(theirs), "x", "higher", cfg.rounds))
+    for name in (name for name in batch if name.startswith(f"{OURS},")):
+        relative = value[name, WRITTEN] / value[OURS, WRITTEN]
+        found.append(Measure(f"{name}: speed over {OURS}", relative, "x", "higher", cfg.rounds))
     ours = batch[OURS][0].tokens
     for name, outcomes in batch.items():
         same = sum(list(a) == list(b) for a, b in zip(ours, outcomes[0].tokens, strict=True))
