@@ -69,14 +69,14 @@ class Settings:
 
     params: int = 60_000  # in matrices, before pruning
     layers: int = 2
-    steps: int = 500  # of a dense run of equal compute
-    batch_rows: int = 16
+    steps: int = 800  # of a dense run of equal compute
+    batch_rows: int = 8
     seq_len: int = 64
     every: int = 10  # steps between events
     learning_rate: float = 4e-3
     sparsities: tuple[float, ...] = (0.5, 0.8)
     seeds: int = 3
-    text_bytes: int = 1 << 20  # of each domain
+    text_bytes: int = 1 << 19  # of each domain
     experts: bool = False  # also a mixture of experts, at the first sparsity
 
 
@@ -270,24 +270,14 @@ def _curve(name: str, x: tuple[float, ...], y_XR: list[list[float]]) -> Curve:
     return Curve(name, x, mean_X, low_X, high_X)
 
 
+TINY = Settings(params=16_000, layers=1, steps=8, batch_rows=4, every=2, sparsities=(0.8,), text_bytes=40_000)
+FULL = Settings(params=200_000, layers=3, steps=900, batch_rows=16, seeds=4, text_bytes=1 << 20, experts=True)
+GPU = dataclasses.replace(FULL, params=900_000, layers=4, steps=6000, seq_len=128, text_bytes=1 << 22)
 PAPER = Paper(
     title="The Journey Matters (Jin et al. 2025, arXiv 2501.12486)",
     claim=CLAIM,
     baseline="other schedules at equal compute; dense models of the average, the last and the first size",
     bars=BARS,
-    sizes={
-        "tiny": Settings(
-            params=16_000,
-            layers=1,
-            steps=8,
-            batch_rows=4,
-            every=2,
-            sparsities=(0.8,),
-            text_bytes=40_000,
-        ),
-        "default": Settings(),
-        "full": Settings(params=250_000, layers=4, steps=1200, seeds=4, experts=True),
-        "gpu": Settings(params=900_000, layers=4, steps=6000, seq_len=128, seeds=5, experts=True),
-    },
+    sizes={"tiny": TINY, "default": Settings(), "full": FULL, "gpu": GPU},
     measure=measure,
 )
