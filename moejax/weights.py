@@ -18,6 +18,7 @@ from moejax.quantised import Int8, Quantised, is_quantised
 from pallas_kernels import (
     grouped_matmul,
     grouped_mlp,
+    quantize_rows,
     quantized_grouped_matmul,
     quantized_matmul,
 )
@@ -110,3 +111,12 @@ def gated_mlp(rows_RD, gate_EDF, up_EDF, down_EFD, size_E, activation: str):
         return grouped(gated(gate_RF, up_RF, activation, rows_RD.dtype), down_EFD, size_E)
     used = (w.astype(rows_RD.dtype) for w in (gate_EDF, up_EDF, down_EFD))
     return grouped_mlp(rows_RD, *used, size_E, activation=activation)
+
+
+@functools.partial(jax.jit, static_argnames="dims")
+def to_int8(w, dims: tuple[int, ...]) -> Int8:
+    """Round every channel to 255 equal steps around zero."""
+    last = tuple(range(-len(dims), 0))
+    channels = jnp.moveaxis(w, dims, last)
+    codes, scale = quantize_rows(channels.reshape(*channels.shape[: -len(dims)], -1))
+    return Int8(jnp.moveaxis(codes.reshape(channels.shape), last, dims), scale, dims)

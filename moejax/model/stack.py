@@ -41,7 +41,7 @@ def cache_specs(m, num_slots: int, length: int):
 
 
 def page_specs(m, num_pages: int, page_size: int):
-    """What every layer keeps between calls, as `num_pages` pages of so many positions: [pages, heads, positions].
+    """What every layer keeps between calls, as `num_pages` pages of so many positions: [pages, heads, ...].
 
     Raises:
       UsageError: a layer remembers more than attention does.

@@ -5,17 +5,15 @@ Norms, biases and routers stay floats, as do matrices that are used in two ways 
 """
 
 import dataclasses
-import functools
 
 import jax
-import jax.numpy as jnp
 
 from moejax import specs as sp
+from moejax import weights
 from moejax.config import require
 from moejax.model import forward as decoder
-from moejax.quantised import Int8, is_quantised
+from moejax.quantised import is_quantised
 from moejax.serving.model import Model
-from pallas_kernels import quantize_rows
 
 # Matrices of attention and ffn, by name: over how many dims they sum, the first ones after layer and expert.
 MATRICES = dict.fromkeys(("q", "k", "v", "q_down", "q_up", "kv_down", "gate", "linear_gate", "up", "down"), 1)
@@ -46,7 +44,7 @@ def in_int8(model: Model, tables: bool = True) -> Model:
 
     def convert(path, leaf):
         dims = summed[sp.path_name(path)]
-        return _int8(leaf, dims) if dims else leaf
+        return weights.to_int8(leaf, dims) if dims else leaf
 
     return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(convert, model.params))
 
@@ -60,12 +58,3 @@ def _summed(path: str, spec: sp.Spec, tables: bool) -> tuple[int, ...]:
         return ()
     own = sum(dim not in STACKED for dim in spec.dims)
     return tuple(range(-own, MATRICES[name] - own))
-
-
-@functools.partial(jax.jit, static_argnames="dims")
-def _int8(w, dims: tuple[int, ...]) -> Int8:
-    """Round every channel to 255 equal steps around zero."""
-    last = tuple(range(-len(dims), 0))
-    channels = jnp.moveaxis(w, dims, last)
-    codes, scale = quantize_rows(channels.reshape(*channels.shape[: -len(dims)], -1))
-    return Int8(jnp.moveaxis(codes.reshape(channels.shape), last, dims), scale, dims)
