@@ -7,7 +7,8 @@ HEAD = """# Results
 
 Every row is a program that looks whether a published claim holds here: on a small machine, with small
 models, in the direction that the claim names. The verdict follows from bars that are written in the program
-before it runs; *inconclusive* means that the 95% interval lies on both sides of a bar. A claim that fails stays here.
+before it runs; *inconclusive* means that the 95% interval lies on both sides of a bar. A claim that fails
+stays here.
 
 This page is made of the files in `results/` by `python -m moejax.bench table`.
 """
