@@ -2,9 +2,9 @@
 
     python train.py --config=configs/journey_matters.py --workdir=runs/journey_matters
 
-2 CPU cores, a quarter of an hour. A dense byte-level model of 0.9M parameters in matrices; a fifth of them is left at
-the end, 40% on average. `prune/weights` in metrics.jsonl says how many there are. Another sparsity or length
-moves the steps of pruning along: --config.train.rules[0].sparsity=0.5 --config.train.steps=2000.
+2 CPU cores, a quarter of an hour. A dense byte-level model of 0.9M parameters in matrices; a fifth of them is
+left at the end, 40% on average. `prune/weights` in metrics.jsonl says how many there are. Another sparsity or
+length moves the steps of pruning along: --config.train.rules[0].sparsity=0.5 --config.train.steps=2000.
 """
 
 import dataclasses
