@@ -16,7 +16,7 @@ from moejax.bench import paper
 from moejax.bench.paper import Chart, Inputs
 from moejax.bench.report import FAILS, HOLDS, INCONCLUSIVE, Report
 
-EVERY_CHANGE = ("exflow", "fsmoe")
+EVERY_CHANGE = ("fsmoe",)
 NAMES = paper.names()
 RUN = [name if name in EVERY_CHANGE else pytest.param(name, marks=pytest.mark.nightly) for name in NAMES]
 ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|var|usr|opt|mnt|srv|work|private|Users)/")

@@ -37,7 +37,7 @@ ROUTERS |= {
 # Gates depend on experts that are not chosen, or on what other tokens choose.
 DEPENDENT = {"attention_aware", "similarity_aware", "linear_relu", "entropy"}
 DEPENDENT |= {name for name, (_, selector) in ROUTERS.items() if not SELECTORS[selector].causal}
-OFTEN = {"linear_softmax", "linear_sqrt_softplus_bias", "recurrent_residual", "pregated", "linear_relu"}
+OFTEN = {"linear_softmax", "linear_sqrt_softplus_bias", "pregated"}
 
 
 def each_router(names):

@@ -18,7 +18,7 @@ from tests.faults.server import (
     write_batch,
 )
 
-COUNT = 2000  # lines of F20
+COUNTS = (400, pytest.param(2000, marks=pytest.mark.nightly))  # lines of F20
 SHARE = 10  # one line in so many is wrong
 KILLS = 4
 
@@ -50,15 +50,15 @@ def some_seed() -> int:
     return seed
 
 
-def wrong_and_right(rng: random.Random) -> tuple[list[bytes], dict[int, str]]:
+def wrong_and_right(rng: random.Random, count: int) -> tuple[list[bytes], dict[int, str]]:
     """Lines of which some are wrong, and the codes of those by number; each kind comes up."""
     lines, codes = [good_line(rng, 1)], {}
     kinds = len(bad_lines("", ""))
-    for number in range(2, COUNT + 1):
+    for number in range(2, count + 1):
         if number % SHARE:
             lines.append(good_line(rng, number))
             continue
-        if number in (COUNT // 4, COUNT // 2):
+        if number in (count // 4, count // 2):
             content, codes[number] = huge_line(f"request-{number}")
         else:
             used = f"request-{rng.choice([n for n in range(1, number) if n % SHARE])}"
@@ -67,9 +67,10 @@ def wrong_and_right(rng: random.Random) -> tuple[list[bytes], dict[int, str]]:
     return lines, codes
 
 
-def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
-    lines, codes = wrong_and_right(random.Random(some_seed()))
-    assert len(lines) == COUNT and len(codes) == COUNT // SHARE
+@pytest.mark.parametrize("count", COUNTS)
+def test_wrong_lines_are_answered_one_by_one(serve, tmp_path, count):
+    lines, codes = wrong_and_right(random.Random(some_seed()), count)
+    assert len(lines) == count and len(codes) == count // SHARE
     clean = [b"" if number in codes else line for number, line in enumerate(lines, 1)]
     outputs = []
     for name, content in (("dirty", lines), ("clean", clean)):
@@ -79,7 +80,7 @@ def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
         assert ended.code == 0, ended.output
         outputs.append(output.read_bytes().splitlines())
     dirty, clean = outputs
-    assert len(dirty) == COUNT
+    assert len(dirty) == count
     assert [row for number, row in enumerate(dirty, 1) if number not in codes] == clean
     for number, text in enumerate(dirty, 1):
         row = json.loads(text)
@@ -93,7 +94,7 @@ def test_wrong_lines_are_answered_one_by_one(serve, tmp_path):
         else:
             assert row["custom_id"] == f"request-{number}"
     summary = json.loads((tmp_path / "dirty.json").read_text())
-    assert (summary["requests"], summary["errors"]) == (COUNT, len(codes))
+    assert (summary["requests"], summary["errors"]) == (count, len(codes))
 
 
 def test_killed_at_random_bytes(serve, batch, tmp_path):

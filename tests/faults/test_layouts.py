@@ -77,6 +77,7 @@ def test_an_unchanged_mesh_is_bit_exact(train, tmp_path):
     assert trainer.differing(trainer.saved(tmp_path / "run"), trainer.saved(tmp_path / "straight")) == []
 
 
+@pytest.mark.nightly
 def test_tiny_on_eight_devices(train, tmp_path):
     """The run on one device is compiled as users' are."""
     on_mesh, every_step = ("--config.mesh.expert=4", "--config.mesh.data=2"), "--config.train.log_every=1"
