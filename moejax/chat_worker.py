@@ -17,6 +17,7 @@ import minijinja
 
 FUEL = 300_000  # instructions
 FUEL_PER_BYTE = 4  # of the data
+MAX_FORM = 1000  # characters of a form of dates; fuel does not see what one costs
 SECONDS = 0.04  # of processor time
 SECONDS_PER_BYTE = 2e-7
 MEMORY = 40 << 20  # bytes beyond what the process has when it begins to render
@@ -48,7 +49,7 @@ def render(template: str, variables: dict, fuel: int) -> str:
     )
     env.add_filter("tojson", _to_json)
     env.add_function("raise_exception", raise_exception)
-    env.add_function("strftime_now", lambda form: datetime.datetime.now().strftime(form))
+    env.add_function("strftime_now", _now)
     try:
         return env.render_str(MARK.sub(_neutral, template), **variables)
     except Exception:
@@ -60,6 +61,13 @@ def render(template: str, variables: dict, fuel: int) -> str:
 def _printed(value):
     """As Python prints it, not as the engine would: True, None, {'a': 1}."""
     return NotImplemented if value is None or isinstance(value, str) else str(value)  # the engine's own way
+
+
+def _now(form: str) -> str:
+    """The local time as strftime writes it."""
+    if len(form) > MAX_FORM:
+        raise ValueError(f"a form of dates has {len(form)} characters, more than {MAX_FORM}")
+    return datetime.datetime.now().strftime(form)
 
 
 def _to_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
