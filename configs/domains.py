@@ -18,7 +18,7 @@ VOCAB, SEQ_LEN = 1024, 64
 
 
 def config() -> Run:
-    """Top-2 routing; 1.3M parameters."""
+    """Top-2 routing; 0.9M parameters."""
     attn = Gqa(num_heads=4, num_kv_heads=2, head_width=16)
     return Run(
         name="domains",

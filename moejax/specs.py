@@ -11,6 +11,8 @@ from moejax import sharding
 from moejax.errors import CheckpointError
 from moejax.quantised import is_quantised
 
+STACKED = ("layer", "expert")  # dims along which a parameter holds many matrices
+
 
 @dataclasses.dataclass(frozen=True)
 class Normal:

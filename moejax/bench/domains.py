@@ -134,12 +134,10 @@ def _records(file: SourceFile) -> Iterator[bytes]:
 
 def _found() -> dict[str, list[bytes]]:
     """Domains that this machine has enough of."""
-    headers = sysconfig.get_path("include")
+    headers = sorted(map(str, pathlib.Path(sysconfig.get_path("include")).rglob("*.h")))
     found = {
         "reference": _reference(),
-        "headers": documents_of(find_files((f"{headers}/**/*.h",)))
-        if list(pathlib.Path(headers).rglob("*.h"))
-        else [],
+        "headers": documents_of(find_files(tuple(headers))) if headers else [],
         "packages": _descriptions(),
     }
     return {name: texts for name, texts in found.items() if sum(map(len, texts)) >= LEAST_BYTES}

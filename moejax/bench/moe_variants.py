@@ -1,11 +1,8 @@
-"""The same model with other mixtures of experts, and curves of several seeds: what many programs need."""
+"""The same model with other mixtures of experts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
-
-from moejax.bench.paper import Curve
 from moejax.config import ModelConfig
 from moejax.ffn.moe import Moe
 
@@ -18,9 +15,3 @@ def with_moe(m: ModelConfig, change: Callable[[Moe], Moe]) -> ModelConfig:
 
     groups = [dataclasses.replace(group, blocks=tuple(map(changed, group.blocks))) for group in m.groups]
     return dataclasses.replace(m, groups=tuple(groups))
-
-
-def band(name: str, x: Sequence[float], y_RX) -> Curve:
-    """The mean over seeds R, with the smallest and the largest."""
-    y, low, high = (tuple(map(float, of(np.asarray(y_RX), axis=0))) for of in (np.mean, np.min, np.max))
-    return Curve(name, tuple(map(float, x)), y, low, high)

@@ -5,8 +5,10 @@ import importlib
 import pathlib
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from moejax.analysis import machine
 from moejax.bench import papers
@@ -35,6 +37,12 @@ class Curve:
     y: tuple[float, ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+
+    @classmethod
+    def of_seeds(cls, name: str, x: Sequence[float], y_RX) -> "Curve":
+        """The mean over seeds R, with the smallest and the largest."""
+        y, low, high = (tuple(map(float, of(np.asarray(y_RX), axis=0))) for of in (np.mean, np.min, np.max))
+        return cls(name, tuple(map(float, x)), y, low, high)
 
 
 @dataclasses.dataclass(frozen=True)

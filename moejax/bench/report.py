@@ -12,6 +12,7 @@ from moejax.analysis.machine import Machine
 from moejax.config import require
 
 HOLDS, FAILS, INCONCLUSIVE = "holds", "fails", "inconclusive"
+WORDS = {HOLDS: "holds", FAILS: "does not hold", INCONCLUSIVE: "is undecided"}  # of a claim, in a sentence
 CONFIDENCE = 0.95  # of intervals
 
 

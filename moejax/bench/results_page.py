@@ -8,7 +8,7 @@ HEAD = """# Results
 Every row is a program that looks whether a published claim holds here: on a small machine, with small
 models, in the direction that the claim names. The verdict follows from bars that are written in the program
 before it runs; *inconclusive* means that the 95% interval lies on both sides of a bar. A claim that fails
-stays here.
+stays here. Minutes are those of the run; a model that an earlier program had trained already took none.
 
 This page is made of the files in `results/` by `python -m moejax.bench table`.
 """

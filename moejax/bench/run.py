@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from moejax.bench.report import Bar, Measure, Report
+from moejax.bench.report import WORDS, Bar, Measure, Report
 
 
 def finish(report: Report, json_path: str | None) -> None:
@@ -51,9 +51,8 @@ def _pair(pair: tuple[float, float] | None) -> str:
 
 def _verdict(report: Report) -> str:
     found = {measure.name: measure for measure in report.measures}
-    words = {"holds": "holds", "fails": "does not hold", "inconclusive": "is undecided"}
     bars = "; ".join(_reached(bar, found.get(bar.measure)) for bar in report.bar)
-    return f"the claim {words[report.verdict]}: {bars}"
+    return f"the claim {WORDS[report.verdict]}: {bars}"
 
 
 def _reached(bar: Bar, measure: Measure | None) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import traceback
 
 from absl import flags
 
@@ -66,9 +67,11 @@ def _run(call: Call, names: tuple[str, ...]) -> None:
     for name, program in programs.items():
         try:
             report, findings = program.run(name, flag["size"], inputs)
-        except MoejaxError as error:
+        except Exception as error:
             if len(programs) == 1:
                 raise
+            if not isinstance(error, MoejaxError):
+                traceback.print_exc()
             broken[name] = error
             continue
         print(run.table(report), end="\n\n", flush=True)

@@ -12,7 +12,7 @@ from moejax.bench import scaling_compiled as compiled
 from moejax.bench import scaling_measured as measured
 from moejax.bench import scaling_page
 from moejax.bench.report import Bar, Measure, Report
-from moejax.bench.run import finish
+from moejax.bench.run import finish, write
 from moejax.bench.scaling_rows import FAILURES, Row, part_of, row_of
 from moejax.errors import UsageError
 from moejax.flags import Call, Program
@@ -127,26 +127,20 @@ def run(part: str, size: str, names: str, json_path: str | None) -> Report:
     """
     begin = time.monotonic()
     report = read(json_path) if json_path else None
+    keep = lambda report: write(report, pathlib.Path(json_path)) if json_path else None
     if part in ("measured", "all"):
         cfg = measured.tiny() if size else measured.Settings()
         report = merged(
             report, measured.rows(cfg, measured.corpus(cfg)), {"measured": measured.describe(cfg)}
         )
-        write(report, json_path)
+        keep(report)
     if part in ("compiled", "all"):
         recipe = compiled.tiny if size else compiled.large
         settings = {"compiled": compiled.describe(recipe(16))}
         for row in compiled.rows(compiled.slices(names), recipe):
             report = merged(report, [row], settings)
-            write(report, json_path)
+            keep(report)
     return dataclasses.replace(report, seconds=time.monotonic() - begin)
-
-
-def write(report: Report, json_path: str | None) -> None:
-    """Keep the report; nowhere without a path."""
-    if json_path:
-        pathlib.Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        pathlib.Path(json_path).write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def define(values: flags.FlagValues) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from moejax.bench.report import Report
+from moejax.bench.report import WORDS, Report
 from moejax.bench.scaling_rows import FAILURES, figures
 from moejax.errors import UsageError
 
@@ -43,7 +43,7 @@ def page(report: Report) -> str:
     notes = "".join(f"- {note}\n" for note in report.notes)
     return (
         HEAD
-        + f"Claim: {report.claim}. It {_verdict(report)}.\n\n{tables(report)}\n"
+        + f"Claim: {report.claim}. It {WORDS[report.verdict]}.\n\n{tables(report)}\n"
         + "\n".join(parts)
         + f"\n## Notes\n\n{notes}"
     )
@@ -121,10 +121,6 @@ def _number(value: float) -> str:
 
 def _settings(facts: Mapping) -> str:
     return "".join(f"- {name}: {value}\n" for name, value in facts.items())
-
-
-def _verdict(report: Report) -> str:
-    return {True: "holds", False: "does not hold", None: "is undecided"}[report.holds]
 
 
 def into(text: str, tables: str) -> str:

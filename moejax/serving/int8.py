@@ -19,7 +19,6 @@ from moejax.serving.model import Model
 MATRICES = dict.fromkeys(("q", "k", "v", "q_down", "q_up", "kv_down", "gate", "linear_gate", "up", "down"), 1)
 MATRICES["o"] = 2
 TABLES = ("embed", "unembed")  # summed over their last dim
-STACKED = ("layer", "expert")
 
 
 def in_int8(model: Model, tables: bool = True) -> Model:
@@ -56,5 +55,5 @@ def _summed(path: str, spec: sp.Spec, tables: bool) -> tuple[int, ...]:
         return (-1,) if tables else ()
     if name not in MATRICES or not {"attn", "ffn", "after"} & set(places) or "score" in places:
         return ()
-    own = sum(dim not in STACKED for dim in spec.dims)
+    own = sum(dim not in sp.STACKED for dim in spec.dims)
     return tuple(range(-own, MATRICES[name] - own))

@@ -28,8 +28,8 @@ from moejax.analysis.routing.token_identity import contingency, mutual_informati
 from moejax.analysis.routing.trace import Layer, RoutingTrace
 from moejax.attention.gqa import Gqa
 from moejax.bench import domains, held_out, replicas, union_timing
-from moejax.bench.moe_variants import band, with_moe
-from moejax.bench.paper import Chart, Findings, Inputs, Paper
+from moejax.bench.moe_variants import with_moe
+from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, Measure, mean, paired, paired_ratio
 from moejax.config import OptimConfig, Run, TrainConfig
 from moejax.losses.balance import GlobalBalance
@@ -257,7 +257,7 @@ def _of_looks(seen: Mapping[str, list[Seen]]) -> list[Measure]:
 
 def _chart(seen: Mapping[str, list[Seen]]) -> Chart:
     curves = [
-        band(arm, CHUNKS, [[1 - one.sparsity[n] for n in CHUNKS] for one in each])
+        Curve.of_seeds(arm, CHUNKS, [[1 - one.sparsity[n] for n in CHUNKS] for one in each])
         for arm, each in seen.items()
     ]
     title = "Experts that consecutive tokens take together"

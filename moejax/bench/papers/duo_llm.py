@@ -209,7 +209,7 @@ def _budgets(tried: list[Tried], s: Settings) -> Chart:
         "one random route for all": lambda one, b: float(one.of_budget(b).mean()),
     }
     curves = [
-        _curve(name, counts, [[figure(one, b) for b in range(s.layers + 1)] for one in tried])
+        Curve.of_seeds(name, counts, [[figure(one, b) for b in range(s.layers + 1)] for one in tried])
         for name, figure in figures.items()
     ]
     return Chart("Loss by number of big layers", "big layers", UNIT, tuple(curves))
@@ -218,17 +218,10 @@ def _budgets(tried: list[Tried], s: Settings) -> Chart:
 def _layers(tried: list[Tried], s: Settings) -> Chart:
     layers = tuple(map(float, range(1, s.layers + 1)))
     curves = [
-        _curve(f"{b} big layers", layers, [one.share_big(b).tolist() for one in tried])
+        Curve.of_seeds(f"{b} big layers", layers, [one.share_big(b).tolist() for one in tried])
         for b in sorted({s.half - 1, s.half, s.half + 1})
     ]
     return Chart("Where the best routes are big", "layer", "share of tokens", tuple(curves))
-
-
-def _curve(name: str, x: tuple[float, ...], y_SX: list[list[float]]) -> Curve:
-    """The mean of the seeds between their least and largest."""
-    y_SX = np.array(y_SX)
-    mean_X, low_X, high_X = (tuple(map(float, f(y_SX, axis=0))) for f in (np.mean, np.min, np.max))
-    return Curve(name, x, mean_X, low_X, high_X)
 
 
 SIZES = {

@@ -22,7 +22,6 @@ from configs import domains as recipes
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.bench import calibration, domains, held_out, replicas
 from moejax.bench.domains import Domains
-from moejax.bench.moe_variants import band
 from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, Measure, mean, paired_ratio
 from moejax.bench.token_moves import rows_sent
@@ -192,7 +191,9 @@ def _chart(seen: Sequence[dict[int, Placed]]) -> Chart:
     devices = list(seen[0])
     lines = {"contiguous": "plain", "by affinity": "affine"}
     curves = [
-        band(label, devices, [[getattr(one[P], name).hop_fraction for P in devices] for one in seen])
+        Curve.of_seeds(
+            label, devices, [[getattr(one[P], name).hop_fraction for P in devices] for one in seen]
+        )
         for label, name in lines.items()
     ]
     even = Curve("even routing", tuple(map(float, devices)), tuple(1 - 1 / P for P in devices))

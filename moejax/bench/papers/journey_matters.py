@@ -262,15 +262,10 @@ def _chart(sparsity: float, ours: Arm, dense: tuple[Arm, ...]) -> Chart:
     order = sorted(dense, key=lambda arm: arm.size["first"])
     x = tuple(float(arm.size["first"]) for arm in order)
     curves = (
-        _curve("dense", x, [arm.loss for arm in order]),
-        _curve(f"pruned {OURS}", x, [ours.loss] * len(x)),
+        Curve.of_seeds("dense", x, np.transpose([arm.loss for arm in order])),
+        Curve.of_seeds(f"pruned {OURS}", x, np.transpose([ours.loss] * len(x))),
     )
     return Chart(f"Sparsity {sparsity:g}: last, average and first size", "weights", UNIT, curves, log_x=True)
-
-
-def _curve(name: str, x: tuple[float, ...], y_XR: list[list[float]]) -> Curve:
-    mean_X, low_X, high_X = (tuple(map(float, f(y_XR, axis=1))) for f in (np.mean, np.min, np.max))
-    return Curve(name, x, mean_X, low_X, high_X)
 
 
 TINY = Settings(params=16_000, layers=1, steps=8, batch_rows=4, every=2, sparsities=(0.8,), text_bytes=40_000)

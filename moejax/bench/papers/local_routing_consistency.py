@@ -24,8 +24,8 @@ from moejax.analysis.routing import local_consistency as local
 from moejax.analysis.routing import specialisation
 from moejax.analysis.routing.trace import Layer, RoutingTrace
 from moejax.bench import domains, held_out, replicas
-from moejax.bench.moe_variants import band, with_moe
-from moejax.bench.paper import Chart, Findings, Inputs, Paper
+from moejax.bench.moe_variants import with_moe
+from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, Measure, mean, paired
 from moejax.config import Run
 from moejax.ffn.dense import Dense
@@ -253,7 +253,7 @@ def _of_arms(found: Mapping[str, list[Consistency]]) -> list[Measure]:
 def _hit_chart(hits_RLSP: np.ndarray, sizes: Sequence[int]) -> Chart:
     """Mean over layers, with the smallest and largest seed."""
     by_seed_RSP = hits_RLSP.mean(axis=1)
-    curves = tuple(band(policy, sizes, by_seed_RSP[:, :, i]) for i, policy in enumerate(POLICIES))
+    curves = tuple(Curve.of_seeds(policy, sizes, by_seed_RSP[:, :, i]) for i, policy in enumerate(POLICIES))
     return Chart("Hit rate of a cache per layer", "experts in the cache", "hit rate", curves)
 
 
@@ -261,9 +261,11 @@ def _srp_chart(found: Mapping[str, list[Consistency]]) -> Chart:
     curves = []
     for name in (FREE, BALANCED, STRONG):
         layers = range(len(found[name][0].srp))
-        curves.append(band(name, layers, np.array([one.srp for one in found[name]])))
+        curves.append(Curve.of_seeds(name, layers, np.array([one.srp for one in found[name]])))
         curves.append(
-            band(f"{name}, shuffled tokens", layers, np.array([one.shuffled for one in found[name]]))
+            Curve.of_seeds(
+                f"{name}, shuffled tokens", layers, np.array([one.shuffled for one in found[name]])
+            )
         )
     return Chart("Segment routing performance, windows of 16", "layer", "SRP", tuple(curves))
 

@@ -27,8 +27,8 @@ from moejax.analysis.routing.trace import Layer, RoutingTrace
 from moejax.attention.gqa import Gqa
 from moejax.bench import domains, held_out, replicas
 from moejax.bench.domains import Domains
-from moejax.bench.moe_variants import band, with_moe
-from moejax.bench.paper import Chart, Findings, Inputs, Paper
+from moejax.bench.moe_variants import with_moe
+from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, Measure, mean, paired, paired_ratio
 from moejax.config import OptimConfig, Run, TrainConfig
 from moejax.ffn.moe import Moe
@@ -99,11 +99,9 @@ def trained_without(text: Domains, name: str, share: float = 0.0) -> Domains:
     others = int((~foreign_N).sum())
     some = round(others * share / (1 - share))
     taken_N = ~foreign_N | (foreign_N & (np.cumsum(foreign_N) <= some))
-    fields = [field.name for field in dataclasses.fields(text.train)]
-    rows = dataclasses.replace(text.train, **{field: getattr(text.train, field)[taken_N] for field in fields})
     return dataclasses.replace(
         text,
-        train=rows,
+        train=text.train.where(taken_N),
         train_label_N=text.train_label_N[taken_N],
         fingerprint=f"{text.fingerprint}, {share:g} of it {name}",
     )
@@ -253,8 +251,8 @@ def _of_drops(seen: Sequence[Seen]) -> list[Measure]:
 def _drop_chart(seen: Sequence[Seen]) -> Chart:
     places = [(part + 0.5) / PARTS for part in range(PARTS)]
     curves = (
-        band("like training", places, [one.own for one in seen]),
-        band("foreign", places, [one.foreign for one in seen]),
+        Curve.of_seeds("like training", places, [one.own for one in seen]),
+        Curve.of_seeds("foreign", places, [one.foreign for one in seen]),
     )
     return Chart(
         f"Dropped choices at capacity {CAPACITY:g}", "place in the row", "share of the choices", curves
@@ -262,7 +260,7 @@ def _drop_chart(seen: Sequence[Seen]) -> Chart:
 
 
 def _agreement_chart(cfg: Settings, seen: Sequence[Seen]) -> Chart:
-    curve = band("all routers", [*cfg.stops, 1.0], [[*one.agreement, 1.0] for one in seen])
+    curve = Curve.of_seeds("all routers", [*cfg.stops, 1.0], [[*one.agreement, 1.0] for one in seen])
     return Chart("Tokens whose id has its final expert", "share of training", "share of the tokens", (curve,))
 
 

@@ -19,8 +19,7 @@ import numpy as np
 from configs import domains as recipes
 from moejax.bench import calibration, domains, held_out, replicas
 from moejax.bench.domains import Domains
-from moejax.bench.moe_variants import band
-from moejax.bench.paper import Chart, Findings, Inputs, Paper
+from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, Measure, mean, paired
 from moejax.seams import Batch
 from moejax.serving.model import Model
@@ -238,7 +237,9 @@ def _of_prompts(seen: Sequence[Pruned], num_domains: int) -> list[Measure]:
 def _chart(seen: Sequence[Pruned], num_experts: int) -> Chart:
     kept = [num_experts // part for part in (1, *PARTS)]
     curves = [
-        band(label, kept, [[one.full, *(one.by_score[label][part] for part in PARTS)] for one in seen])
+        Curve.of_seeds(
+            label, kept, [[one.full, *(one.by_score[label][part] for part in PARTS)] for one in seen]
+        )
         for label in seen[0].by_score
     ]
     return Chart(

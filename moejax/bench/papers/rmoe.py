@@ -19,6 +19,7 @@ from configs import domains as base
 from moejax.analysis.routing import balance
 from moejax.analysis.routing.trace import RoutingTrace
 from moejax.bench import domains, held_out, replicas
+from moejax.bench.moe_variants import with_moe
 from moejax.bench.paper import Chart, Curve, Findings, Inputs, Paper
 from moejax.bench.report import Bar, mean, paired_ratio
 from moejax.config import Run
@@ -83,13 +84,12 @@ def run_of(cfg: Settings, arm: str) -> Run:
     """The training run of an arm."""
     run = base.tiny() if cfg.tiny else base.config()
     (group,) = run.model.groups
-    (block,) = group.blocks
-    ffn = dataclasses.replace(block.ffn, scorer=ARMS[arm](cfg.width))
-    group = dataclasses.replace(group, blocks=(dataclasses.replace(block, ffn=ffn),), repeat=cfg.layers)
+    deep = dataclasses.replace(run.model, groups=(dataclasses.replace(group, repeat=cfg.layers),))
+    model = with_moe(deep, lambda ffn: dataclasses.replace(ffn, scorer=ARMS[arm](cfg.width)))
     return dataclasses.replace(
         run,
         name=f"rmoe_{arm}",
-        model=dataclasses.replace(run.model, groups=(group,)),
+        model=model,
         train=dataclasses.replace(run.train, steps=cfg.steps),
     )
 
@@ -109,9 +109,8 @@ def learning_curves(found: dict[str, list[replicas.Trained]], parts: int = 40) -
     for name, trained in found.items():
         loss_RS = np.stack([one.loss_S for one in trained])
         pieces = np.array_split(np.arange(loss_RS.shape[1]), min(parts, loss_RS.shape[1]))
-        x, y_RP = [float(p[-1] + 1) for p in pieces], np.stack([loss_RS[:, p].mean(1) for p in pieces], 1)
-        y, low, high = (tuple(map(float, f(y_RP, axis=0))) for f in (np.mean, np.min, np.max))
-        curves.append(Curve(name, tuple(x), y, low, high))
+        y_RP = np.stack([loss_RS[:, piece].mean(axis=1) for piece in pieces], axis=1)
+        curves.append(Curve.of_seeds(name, [piece[-1] + 1 for piece in pieces], y_RP))
     return Chart("training loss", "step", "nats per token", tuple(curves))
 
 

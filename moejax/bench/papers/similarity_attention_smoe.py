@@ -258,11 +258,7 @@ def figures(seen: dict[str, list[dict[str, float]]], changed: dict[str, np.ndarr
 def chart(changed: dict[str, np.ndarray]) -> Chart:
     """Of every arm: mean over seeds, smallest to largest."""
     share = tuple(float(part + 1) / PARTS for part in range(PARTS - 1))
-    curves = []
-    for name, changed_RCS in changed.items():
-        y_RS = changed_RCS[:, SET]
-        y, low, high = (tuple(map(float, f(y_RS, axis=0))) for f in (np.mean, np.min, np.max))
-        curves.append(Curve(name, share, y, low, high))
+    curves = [Curve.of_seeds(name, share, changed_RCS[:, SET]) for name, changed_RCS in changed.items()]
     return Chart(
         "tokens whose experts are not yet those of the end", "share of the training", "share", tuple(curves)
     )

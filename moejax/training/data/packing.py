@@ -36,6 +36,10 @@ class Rows:
         """Tokens to predict: those of the documents and one EOS for each."""
         return int(np.count_nonzero(self.weight_NT))
 
+    def where(self, chosen) -> "Rows":
+        """Some of the rows: by their numbers, or a flag for each."""
+        return Rows(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+
 
 def pack(documents: Iterable[np.ndarray], seq_len: int, bos: int, eos: int) -> Rows:
     """Pack the token ids (int32) of at least one document into rows of `seq_len` pairs."""

@@ -11,7 +11,6 @@ import numpy as np
 
 from moejax import specs as sp
 
-STACKED = ("layer", "expert")  # dims along which a parameter holds many matrices
 _BITS = 12  # of the rest in a count
 
 
@@ -20,7 +19,7 @@ def prunable(specs, dense: tuple[str, ...]) -> dict[str, sp.Spec]:
     return {
         path: spec
         for path, spec in sp.leaves(specs)
-        if sum(dim not in STACKED for dim in spec.dims) >= 2
+        if sum(dim not in sp.STACKED for dim in spec.dims) >= 2
         and not any(fnmatch.fnmatchcase(path, glob) for glob in dense)
     }
 
@@ -102,7 +101,7 @@ def density(masks: dict[str, jax.Array], prunable: dict[str, sp.Spec]) -> dict[s
     """By path, what share of each matrix is left: [layer, expert], as far as the parameter has these dims."""
 
     def share(path):
-        own = [i for i, dim in enumerate(prunable[path].dims) if dim not in STACKED]
+        own = [i for i, dim in enumerate(prunable[path].dims) if dim not in sp.STACKED]
         return jnp.mean(masks[path], own, dtype=jnp.float32)
 
     return {path: share(path) for path in masks}
