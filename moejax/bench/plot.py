@@ -10,6 +10,7 @@ from moejax.bench.report import FAILS, HOLDS, INCONCLUSIVE, Bar, Measure, Report
 
 COLOURS = {HOLDS: "#2a7f4f", FAILS: "#b3382c", INCONCLUSIVE: "#8a7a2b"}
 WIDTH = 8.0  # inches
+MANY = 4  # curves, beyond which their names stand beside them
 
 
 def draw(report: Report, charts: Sequence[Chart], path: pathlib.Path) -> bool:
@@ -66,5 +67,9 @@ def _chart(panel, chart: Chart) -> None:
     panel.grid(alpha=0.25)
     if chart.log_x:
         panel.set_xscale("log", base=2)
-    if len(chart.curves) > 1:
+    elif all(float(x).is_integer() for curve in chart.curves for x in curve.x):
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    if len(chart.curves) > MANY:
+        panel.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    elif len(chart.curves) > 1:
         panel.legend(fontsize=8)

@@ -62,6 +62,12 @@ BARS = (
 )
 
 
+APART = (
+    f"what the router costs without extra losses is told by perplexity: {NONE} / {TOP_K}; only the rest of "
+    "the distance to top-k is the losses'"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How much is trained, measured and timed."""
@@ -189,7 +195,7 @@ def measure(cfg: Settings, inputs: Inputs) -> Findings:
         for i in range(cfg.seeds)
     ]
     measures = (*_of_arms(seen), *_of_pairs(seen), *_of_times(times), *_of_looks(seen))
-    notes = (*text.notes, "perplexity is per token, mean over domains of its logarithm")
+    notes = (*text.notes, "perplexity is per token, mean over domains of its logarithm", APART)
     return Findings(measures, text.settings | {"k of top-k": k}, notes, (_chart(seen),))
 
 
@@ -202,6 +208,7 @@ def _of_pairs(seen: Mapping[str, list[Seen]]) -> list[Measure]:
         paired(f"CLS8: {BOTH} minus {NONE}", chunked[BOTH], chunked[NONE], "share", "higher"),
         paired_ratio(PERPLEXITY, perplexity[BOTH], perplexity[TOP_K], "lower"),
         paired_ratio(PRICE, perplexity[BOTH], perplexity[NONE], "lower"),
+        paired_ratio(f"perplexity: {NONE} / {TOP_K}", perplexity[NONE], perplexity[TOP_K], "lower"),
         paired_ratio(f"experts per token: {BOTH} / {TOP_K}", experts[BOTH], experts[TOP_K]),
         paired_ratio(
             f"weights read for {VERIFIED} tokens: {BOTH} / {TOP_K}",
@@ -264,37 +271,25 @@ def _chart(seen: Mapping[str, list[Seen]]) -> Chart:
     return Chart(title, "tokens", "share of the experts", tuple(curves), log_x=True)
 
 
+SIZES = {
+    "tiny": Settings(
+        steps=20, batch_rows=8, layers=2, width=32, num_experts=8, rows_each=8, most_bytes=1 << 17,
+        timed_chunks=4, rounds=2,
+    ),
+    "default": Settings(),
+    "full": Settings(
+        steps=2000, num_experts=48, arms=(NONE, BOTH, LOCAL, CHUNK), chunk=0.2, rows_each=192, rounds=15,
+    ),
+    "gpu": Settings(
+        seeds=8, steps=20_000, batch_rows=32, layers=12, width=512, num_experts=80, hidden=64,
+        rows_each=192,
+    ),
+}  # fmt: skip
 PAPER = Paper(
     title="BlockFFN: Towards End-Side Acceleration-Friendly MoE (Song et al. 2025, arXiv 2507.08771)",
     claim=CLAIM,
     baseline="top-k with as many experts per token; no extra losses; all experts computed",
     bars=BARS,
-    sizes={
-        "tiny": Settings(
-            steps=20,
-            batch_rows=8,
-            layers=2,
-            width=32,
-            num_experts=8,
-            rows_each=8,
-            most_bytes=1 << 17,
-            timed_chunks=4,
-            rounds=2,
-        ),
-        "default": Settings(),
-        "full": Settings(
-            steps=2000, num_experts=48, arms=(NONE, BOTH, LOCAL, CHUNK), chunk=0.2, rows_each=192, rounds=15
-        ),
-        "gpu": Settings(
-            seeds=8,
-            steps=20_000,
-            batch_rows=32,
-            layers=12,
-            width=512,
-            num_experts=80,
-            hidden=64,
-            rows_each=192,
-        ),
-    },
+    sizes=SIZES,
     measure=measure,
 )

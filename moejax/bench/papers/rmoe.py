@@ -34,6 +34,10 @@ INNER, OUTER = "best / second best, RMoE / linear", "mass of the chosen, RMoE / 
 SHARED, OVER_NP = "information between layers, RMoE / linear", "information between layers, RMoE / NP"
 LOSS, LOSS_NP = "held-out loss, RMoE / linear", "held-out loss, RMoE / NP"
 BARS = (Bar(INNER, at_most=0.5), Bar(OUTER, at_most=1.0), Bar(SHARED, at_least=1.0), Bar(LOSS, at_most=1.005))
+SHORT = (
+    "the paper trains ten and more times as long, and what makes a linear router sharp comes with time; what "
+    "passing on a state adds by itself is told by RMoE / NP, which have the same parameters"
+)
 ARMS = {
     "linear": lambda width: Linear(),
     "RMoE": lambda width: Recurrent(width=width),
@@ -77,7 +81,7 @@ def measure(cfg: Settings, inputs: Inputs) -> Findings:
         *(mean(f"mass of the chosen, {name}", each, "share") for name, each in outer.items()),
         *(mean(f"information between layers, {name}", each, "nats") for name, each in shared.items()),
     ]
-    return Findings(tuple(measures), text.settings, text.notes, (learning_curves(found),))
+    return Findings(tuple(measures), text.settings, (*text.notes, SHORT), (learning_curves(found),))
 
 
 def run_of(cfg: Settings, arm: str) -> Run:
