@@ -1,9 +1,11 @@
-"""Weights that stay small integers in memory: in the blocks in which a file has them, or per channel.
+"""Weights that stay short in memory: integers in the blocks in which a file has them, or per channel, or
+floats of 16 bits.
 
 A block is 32 numbers that lie one behind the other along the dim over which the weight is contracted:
-number = (code - zero) * scale + low. A channel is all the numbers that one output sums over. A leaf of either
+number = (code - zero) * scale + low. A channel is all the numbers that one output sums over. A leaf of any
 kind stands where an array would, and what a layer does with a weight, cast it to the dtype of the
-activations, makes the array; products with channels are those of integers (`moejax.weights`). No gradient.
+activations, makes the array; products with channels are those of integers, products with floats of 16 bits
+round the rows to 16 bits too (`moejax.weights`). No gradient.
 """
 
 from typing import Any
@@ -85,6 +87,30 @@ class Int8:
         return (self.code.astype(jnp.float32) * jnp.expand_dims(self.scale, dims)).astype(dtype)
 
 
+@struct.dataclass
+class Bfloat16:
+    """A float of 16 bits for every number, among activations of more bits."""
+
+    number: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.number.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.number.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """What is held."""
+        return self.number.nbytes
+
+    def astype(self, dtype):
+        """The array in another type."""
+        return self.number.astype(dtype)
+
+
 def is_quantised(leaf) -> bool:
     """For `is_leaf=`."""
-    return isinstance(leaf, Quantised | Int8)
+    return isinstance(leaf, Quantised | Int8 | Bfloat16)

@@ -121,9 +121,7 @@ def check(params, specs) -> None:
             dims = " ".join(str(dim) for dim in spec.dims)
             problems.append(f"{here} {tuple(leaf.shape)}, the config asks for {spec.shape} ({dims})")
         elif is_quantised(leaf):
-            problems.append(
-                f"{here} kept as blocks of integers; load the model without keep_quantised or int8"
-            )
+            problems.append(f"{here} kept in few bits; load the model without keep_quantised and --weights")
         elif str(leaf.dtype) != spec.dtype:
             problems.append(f"{here} {leaf.dtype}, the config asks for {spec.dtype}")
     if problems:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from moejax import sharding
 from moejax.config import require
-from moejax.quantised import Int8, Quantised, is_quantised
+from moejax.quantised import Bfloat16, Int8, Quantised, is_quantised
 from pallas_kernels import (
     grouped_matmul,
     grouped_mlp,
@@ -31,10 +31,12 @@ def einsum(eq: str, x, w):
     """`jnp.einsum(eq, x, w)` with a stored parameter `w`; letters as in `moejax.dims` decide the layout.
 
     With a weight of 8 bits the product is one of integers, if what is summed over are the last dims of `x`
-    and those of the weight's channels.
+    and those of the weight's channels; with one of 16 bits numbers of 16 bits are summed in 32.
     """
     if isinstance(w, Int8):
         return _of_integers(eq, x, w)
+    if isinstance(w, Bfloat16):
+        return _of_16_bits(_in_order(eq), x, w)
     out_sharding = sharding.out(eq.split("->")[1])
     return jnp.einsum(_in_order(eq), x, sharding.gather(w).astype(x.dtype), out_sharding=out_sharding)
 
@@ -56,6 +58,15 @@ def _of_integers(eq: str, x, w: Int8):
     return y_MN.reshape(*x.shape[: len(rows)], *w.shape[len(summed) :])
 
 
+def _of_16_bits(eq: str, x, w: Bfloat16):
+    """Rows [B, T, ...] of x, rounded to 16 bits as well, times the weight; no sum is rounded on the way."""
+    B, T = x.shape[:2]
+    if B * T == 1:  # which XLA's CPU would take through a loop over single numbers
+        x = jnp.concatenate([x, x], axis=1)
+    y = jnp.einsum(eq, x.astype(jnp.bfloat16), w.number, preferred_element_type=jnp.float32)
+    return y[:, :T].astype(x.dtype)
+
+
 @functools.cache
 def _in_order(eq: str) -> str:
     """`eq` in rising letters: einsum sums in the order of the alphabet, and on CPU any other is a copy."""
@@ -74,6 +85,8 @@ def rows(table_VD, index_BT):
         return table_VD.map_parts(lambda part: part[index_BT]).astype(jnp.float32)
     if isinstance(table_VD, Int8):
         return table_VD.code[index_BT].astype(jnp.float32) * table_VD.scale[index_BT][..., None]
+    if isinstance(table_VD, Bfloat16):
+        return table_VD.number[index_BT].astype(jnp.float32)
     return sharding.whole(table_VD).at[index_BT].get(out_sharding=sharding.out("BTD"))
 
 
@@ -88,6 +101,8 @@ def table_product(x_BTD, table_VD):
         x_MD = x_BTD.reshape(-1, x_BTD.shape[2])
         y_MV = quantized_matmul(x_MD, table_VD.code, table_VD.scale, transpose_rhs=True)
         return y_MV.reshape(*x_BTD.shape[:2], -1)
+    if isinstance(table_VD, Bfloat16):
+        return _of_16_bits("BTD,VD->BTV", x_BTD, table_VD)
     if not isinstance(table_VD, Quantised):
         return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, out_sharding=sharding.out("BTV"))
     V, D = table_VD.shape
@@ -101,12 +116,16 @@ def grouped(rows_RD, w_EDF, size_E):
     """Each group of rows times its expert's matrix; rows past the last group come out zero."""
     if isinstance(w_EDF, Int8):
         return quantized_grouped_matmul(rows_RD, w_EDF.code, size_E, w_EDF.scale)
+    if isinstance(w_EDF, Bfloat16):
+        short_RD = rows_RD.astype(jnp.bfloat16)
+        y_RF = grouped_matmul(short_RD, w_EDF.number, size_E, preferred_element_type=jnp.float32)
+        return y_RF.astype(rows_RD.dtype)
     return grouped_matmul(rows_RD, w_EDF.astype(rows_RD.dtype), size_E)
 
 
 def gated_mlp(rows_RD, gate_EDF, up_EDF, down_EFD, size_E, activation: str):
     """Each group of rows through its expert's gated network; rows past the last group come out zero."""
-    if isinstance(down_EFD, Int8):
+    if isinstance(down_EFD, Int8 | Bfloat16):
         gate_RF, up_RF = (grouped(rows_RD, w_EDF, size_E) for w_EDF in (gate_EDF, up_EDF))
         return grouped(gated(gate_RF, up_RF, activation, rows_RD.dtype), down_EFD, size_E)
     used = (w.astype(rows_RD.dtype) for w in (gate_EDF, up_EDF, down_EFD))

@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from pallas_kernels.segment_attention import api
 
 from moejax.bench.contest import OURS, Contest
 from pallas_kernels import implementations, segment_attention
+from pallas_kernels.segment_attention import api
 
 
 @dataclasses.dataclass(frozen=True)

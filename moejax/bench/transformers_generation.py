@@ -1,9 +1,10 @@
 """transformers as a contestant in batch generation: `python transformers_generation.py DIRECTORY THREADS`.
 
 A program of its own, with the protocol of `llama_cpp_generation.py`; a task also has {"batch": rows}, which
-prompts of similar length share.
+prompts of similar length share, and {"dtype": ...}.
 """
 
+import functools
 import json
 import sys
 import time
@@ -13,22 +14,28 @@ import transformers
 
 
 class Generator:
-    """The model in float32, and how it takes a batch."""
+    """The model in the types that are asked for, and how it takes a batch."""
 
     def __init__(self, path: str, threads: int):
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity_error()
-        self.model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        self.model.config.eos_token_id = self.model.generation_config.eos_token_id = None
+        self.path = path
+        self._model = functools.cache(self._load)
 
-    def run(self, prompts: list[list[int]], new_tokens: int, batch: int) -> dict:
+    def _load(self, dtype: str):
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        model = load(self.path, dtype=getattr(torch, dtype)).eval()
+        model.config.eos_token_id = model.generation_config.eos_token_id = None
+        return model
+
+    def run(self, prompts: list[list[int]], new_tokens: int, batch: int, dtype: str) -> dict:
         """Batches of prompts that are neighbours when sorted by length; always the most likely token."""
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         tokens, prefill, decode = [[] for _ in prompts], 0.0, 0.0
         for start in range(0, len(order), batch):
             own = order[start : start + batch]
             begin = time.perf_counter()
-            written, first = self._generate([prompts[i] for i in own], new_tokens)
+            written, first = self._generate([prompts[i] for i in own], new_tokens, self._model(dtype))
             prefill += first - begin
             decode += time.perf_counter() - first
             for i, row in zip(own, written, strict=True):
@@ -36,7 +43,7 @@ class Generator:
         return {"prefill": prefill, "decode": decode, "tokens": tokens}
 
     @torch.inference_mode()
-    def _generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[list[int]], float]:
+    def _generate(self, prompts: list[list[int]], new_tokens: int, model) -> tuple[list[list[int]], float]:
         """(new tokens of every prompt, when the first of them were there)."""
         longest, times = max(map(len, prompts)), []
 
@@ -44,7 +51,7 @@ class Generator:
             times.append(time.perf_counter())
             return torch.zeros(len(prompts), dtype=torch.bool)
 
-        written = self.model.generate(
+        written = model.generate(
             torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
             attention_mask=torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts]),
             generation_config=transformers.GenerationConfig(

@@ -61,8 +61,9 @@ def define(values: flags.FlagValues) -> None:
     _define_sampling(values)
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", None, dtypes, "to compute a foreign model in", flag_values=values)
-    kept = "in memory: float; file, as a GGUF file has them; int8, a quarter of float32"
-    flags.DEFINE_enum("weights", "float", ["float", "file", "int8"], kept, flag_values=values)
+    kept = "in memory: float; file, as a GGUF file has them; bfloat16 or int8, with products in as many bits"
+    kinds = ["float", "file", "bfloat16", "int8"]
+    flags.DEFINE_enum("weights", "float", kinds, kept, flag_values=values)
     yes("offline", False, "look for a name only in the cache of the hub", flag_values=values)
     whole("step", None, "of which checkpoint; by default the newest", lower_bound=0, flag_values=values)
     whole("batch_rows", ROWS, "requests decoded together", lower_bound=1, flag_values=values)
@@ -230,16 +231,14 @@ def _load(values: dict):
     logging.getLogger("absl").setLevel(logging.WARNING)
     from moejax.model_io import load
     from moejax.serving.causal import causal
+    from moejax.serving.short_weights import in_bfloat16, in_int8
     from moejax.serving.unroll import unrolled
 
     compile_cache.use()
+    shorten = {"bfloat16": in_bfloat16, "int8": in_int8}
     in_file = values["weights"] == "file"
     model = load(path, dtype=values["dtype"], step=values["step"], keep_quantised=in_file)
-    if values["weights"] == "int8":
-        from moejax.serving.int8 import in_int8
-
-        model = in_int8(model)
-    return unrolled(causal(model))
+    return unrolled(causal(shorten.get(values["weights"], lambda model: model)(model)))
 
 
 def _close(tally: Tally, values: dict) -> None:

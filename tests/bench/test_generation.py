@@ -9,7 +9,7 @@ import pytest
 
 import moejax
 from moejax.bench import generation
-from moejax.bench.generation import Outcome
+from moejax.bench.generation_peers import Outcome
 from moejax.errors import UsageError
 from moejax.interop.hf import directory
 from moejax.model import forward as decoder
@@ -34,6 +34,8 @@ def test_rates_by_hand():
     texts = [[1, 2, 3, 4], [5, 6, 7, 8]]
     batch = {
         "moejax": [Outcome(1.0, 3.0, texts)],
+        "moejax, bfloat16": [Outcome(1.0, 1.0, texts)],
+        "transformers in bfloat16, batch 2": [Outcome(2.0, 4.0, texts)],
         "llama.cpp": [Outcome(6.0, 10.0, [[1, 2, 3, 4], [5, 6, 7, 9]])],
         "transformers, batch 2": [Outcome(5.0, 3.0, texts)],
         "transformers, batch 1": [Outcome(12.0, 4.0, texts)],
@@ -44,6 +46,9 @@ def test_rates_by_hand():
     assert value["moejax: decode"] == 2 and value["moejax: decode, one prompt"] == 8
     assert value["speed over llama.cpp"] == 4 and value["speed over transformers' best"] == 2
     assert value["decode speed over transformers' best"] == 1
+    assert value["bfloat16: speed over llama.cpp"] == 8
+    assert value["bfloat16: speed over transformers' best"] == 3
+    assert value["bfloat16: decode speed over transformers' best"] == 4
     assert value["llama.cpp: same texts"] == 0.5 and value["transformers, batch 1: same texts"] == 1
 
 
@@ -59,6 +64,7 @@ def test_everybody_gets_the_same_prompts(cfg):
 
     report = generation.run(cfg, {"llama.cpp": peer, "transformers, batch 4": peer})
     assert asked == [(4, 2), (1, 2)] * 2 + [(4, 3), (1, 3)] * 4
+    assert "bar of 2.5 stood beside float32" in report.notes[0]
     value = {measure.name: measure.value for measure in report.measures}
     assert value["moejax, exact: same texts"] == 1 and value["moejax, int8: decode"] > 0
     assert value["llama.cpp: same texts"] == 1 and report.holds is True
@@ -67,7 +73,7 @@ def test_everybody_gets_the_same_prompts(cfg):
 
 def test_a_peer_that_is_not_there(cfg):
     report = generation.run(dataclasses.replace(cfg, llama_python="/bin/false", variants=()))
-    assert report.holds is None and "llama.cpp was not measured" in report.notes[0]
+    assert report.holds is None and "llama.cpp was not measured" in report.notes[1]
 
 
 @pytest.mark.nightly
@@ -76,6 +82,7 @@ def test_transformers_writes_the_same(cfg):
     report = generation.run(dataclasses.replace(cfg, transformers_python=sys.executable))
     value = {measure.name: measure.value for measure in report.measures}
     assert value["transformers, batch 2: same texts"] == 1
+    assert value["transformers in bfloat16, batch 2: decode"] > 0
 
 
 def test_a_text_that_is_too_short(cfg):

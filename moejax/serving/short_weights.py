@@ -1,18 +1,21 @@
-"""The matrices of a model in 8 bits, a scale per channel; products round rows to 8 bits too.
+"""The matrices of a model in 8 or 16 bits; products round rows to as many bits.
 
-Serving Large Language Models on Huawei CloudMatrix384 (Zuo et al., 2025, arXiv 2506.12708), section on INT8.
-Norms, biases and routers stay floats, as do matrices that are used in two ways (`kv_up` of latent attention).
+8 bits with a scale per channel: Serving Large Language Models on Huawei CloudMatrix384 (Zuo et al., 2025,
+arXiv 2506.12708), section on INT8. Norms, biases and routers stay as they are, as do matrices that are used
+in two ways (`kv_up` of latent attention), and what passes from layer to layer.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 
 from moejax import specs as sp
 from moejax import weights
 from moejax.config import require
 from moejax.model import forward as decoder
-from moejax.quantised import is_quantised
+from moejax.quantised import Bfloat16, is_quantised
 from moejax.serving.model import Model
 
 # Matrices of attention and ffn, by name: over how many dims they sum, the first ones after layer and expert.
@@ -30,22 +33,38 @@ def in_int8(model: Model, tables: bool = True) -> Model:
     Raises:
       UsageError: there is a mesh, weights are small integers already, or no parameter is a matrix.
     """
-    require(jax.sharding.get_mesh().empty, "weights of 8 bits are for one device; leave jax.set_mesh first")
+    return _shortened(model, 8, weights.to_int8, tables)
+
+
+def in_bfloat16(model: Model) -> Model:
+    """`model` with every matrix as `Bfloat16`: half the memory of float32. It can be run, not trained.
+
+    Activations keep their type, which is what sets this apart from a model of that dtype.
+
+    Raises:
+      UsageError: as `in_int8`.
+    """
+    return _shortened(model, 16, lambda w, dims: Bfloat16(w.astype(jnp.bfloat16)))
+
+
+def _shortened(model: Model, bits: int, convert: Callable, tables: bool = True) -> Model:
+    alone = jax.sharding.get_mesh().empty
+    require(alone, f"weights of {bits} bits are for one device; leave jax.set_mesh first")
     kept = [leaf for leaf in jax.tree.leaves(model.params, is_leaf=is_quantised) if is_quantised(leaf)]
-    require(not kept, f"{len(kept)} weights are small integers already; load the model as floats for int8")
+    require(not kept, f"{len(kept)} weights are short already; load the model as floats for {bits} bits")
     declared = dict(sp.leaves(decoder.specs(model.cfg)))
     summed = {path: _summed(path, spec, tables) for path, spec in declared.items()}
     require(
         any(summed.values()),
-        f"none of {', '.join(declared)} is a matrix of attention or ffn that 8 bits are known for; "
+        f"none of {', '.join(declared)} is a matrix of attention or ffn that {bits} bits are known for; "
         f"those are {', '.join((*MATRICES, *TABLES))}",
     )
 
-    def convert(path, leaf):
+    def shorten(path, leaf):
         dims = summed[sp.path_name(path)]
-        return weights.to_int8(leaf, dims) if dims else leaf
+        return convert(leaf, dims) if dims else leaf
 
-    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(convert, model.params))
+    return dataclasses.replace(model, params=jax.tree_util.tree_map_with_path(shorten, model.params))
 
 
 def _summed(path: str, spec: sp.Spec, tables: bool) -> tuple[int, ...]:
