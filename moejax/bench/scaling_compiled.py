@@ -5,7 +5,9 @@ the chips would run: what it says of memory is what they would need. Nothing is 
 """
 
 import dataclasses
+import itertools
 import math
+import operator
 import os
 import time
 from collections.abc import Iterator
@@ -71,14 +73,18 @@ class Slice:
         return f"compiled {self.topology}"
 
 
-def slices(names: str, expert: int = 16) -> tuple[Slice, ...]:
-    """Slices by comma-separated topologies: whole experts over `expert` chips, everything over the others."""
-    found = [Slice(name, MeshConfig()) for name in names.split(",")]
-    on = lambda chips: min(expert, chips)
-    return tuple(
-        Slice(one.topology, MeshConfig(fsdp=one.chips // on(one.chips), expert=on(one.chips)))
-        for one in found
-    )
+def slices(names: str, most: int = 16) -> tuple[Slice, ...]:
+    """Slices by comma-separated topologies: whole experts over up to `most` chips, all over the others.
+
+    Experts take whole dimensions of the topology, the first ones, as many as are not too large together.
+    """
+    found = []
+    for name in names.split(","):
+        sizes = [int(size) for size in name.partition(":")[2].split("x")]
+        products = itertools.accumulate(sizes, operator.mul, initial=1)
+        expert = max(product for product in products if product <= most)
+        found.append(Slice(name, MeshConfig(fsdp=math.prod(sizes) // expert, expert=expert)))
+    return tuple(found)
 
 
 def large(chips: int) -> Run:

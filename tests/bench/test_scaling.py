@@ -136,6 +136,14 @@ def test_tables_need_their_place():
         scaling_page.into("a\nb\n", "new\n")
 
 
+@pytest.mark.parametrize(
+    "name, fsdp, expert", [("v5e:16x16", 16, 16), ("v5p:8x8x8", 64, 8), ("v6e:8x8", 8, 8)]
+)
+def test_experts_take_whole_dimensions(name, fsdp, expert):
+    (one,) = scaling_compiled.slices(name)
+    assert one.mesh == MeshConfig(fsdp=fsdp, expert=expert)
+
+
 def test_slices():
     (one,) = scaling_compiled.slices("v5p:4x4x4")
     assert (one.chips, one.mesh) == (64, MeshConfig(fsdp=4, expert=16)) and one.chip.memory == 95 * 2**30
