@@ -73,7 +73,7 @@ class Generation:
     new_tokens: int = 64
     single_tokens: int = 32  # for the first prompt alone
     rounds: int = 3
-    rows: tuple[int, ...] = (1, 64, 512, 1024)  # of our steps
+    rows: tuple[int, ...] = (1, 64, 256, 512, 768, 1024)  # of our steps
     exact_rows: int = 64  # of every step of ours where the number must not change
     batches: tuple[int, ...] = BATCHES
     variants: tuple[str, ...] = VARIANTS
