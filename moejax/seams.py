@@ -44,6 +44,7 @@ class Batch:
     weight_BT: Array | None = None  # f32, of each target in the loss; 0 on padding
     extra: dict[str, Array] = struct.field(default_factory=dict)  # leading dim B
     flat: FlatRows | None = None  # the cache has pages, and B = 1
+    turns: dict[str, tuple[Array, Array]] = struct.field(default_factory=dict)  # `ops.rope.Rotation.of`
 
 
 @struct.dataclass
@@ -161,6 +162,8 @@ class Attention(Protocol):
     def specs(self, m) -> Tree: ...
     def check_mesh(self, mesh) -> None: ...  # UsageError unless the MeshConfig can split it
     def mixing_flops(self, length: int) -> float: ...  # per token
+    @property
+    def rotation(self) -> Any: ...  # of its positions, an `ops.rope.Rotation` or None
     def cache(self, m, num_slots: int, length: int) -> Tree: ...
     def apply(self, p, x_BTD, batch: Batch, memory: Memory) -> tuple[Array, Mixing, Memory]: ...
 

@@ -63,7 +63,7 @@ def test_layers_of_it_are_scanned(table):
 
 def test_a_check_names_it(table):
     spec = Spec((6, 64), (None, None), Normal(1.0))
-    with pytest.raises(CheckpointError, match=r"params\['w'\] is kept in few bits; .* without keep_quantised"):
+    with pytest.raises(CheckpointError, match=r"\['w'\] is kept in few bits; .* without keep_quantised"):
         specs.check({"w": table[0]}, {"w": spec})
     with pytest.raises(CheckpointError, match=r"params\['w'\] is \(6, 64\), the config asks for \(6, 32\)"):
         specs.check({"w": table[0]}, {"w": Spec((6, 32), (None, None), Normal(1.0))})

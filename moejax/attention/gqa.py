@@ -20,7 +20,7 @@ from moejax import sharding, weights
 from moejax.config import require
 from moejax.ops import cache, norm
 from moejax.ops.attention import mix, over_row, over_slot, scaled
-from moejax.ops.rope import rotate
+from moejax.ops.rope import Rotation, rotate
 from moejax.seams import Attention, Mixing
 from moejax.specs import Constant, Normal, Spec
 
@@ -102,6 +102,12 @@ class Gqa(Attention):
             tree["sink"] = vector(H)
         return tree
 
+    @property
+    def rotation(self):
+        if self.rope_theta is None:
+            return None
+        return Rotation(self.rope_theta, self.head_width, self.rope_scaling)
+
     def mixing_flops(self, length: int) -> float:
         """FLOPs per token of scores and mix over `length` keys, masked ones included."""
         return 4.0 * self.num_heads * self.head_width * length
@@ -114,8 +120,10 @@ class Gqa(Attention):
     def apply(self, p, x_BTD, batch, memory):
         cached = memory.cache.get("attn")
         length = batch.pos_BT.shape[1] if cached is None else cache.length(cached["k"], batch)
-        q_BTHA = self._turn(self._project(p, "q", x_BTD, "H"), batch.pos_BT, length)
-        k_BTGA = self._turn(self._project(p, "k", x_BTD, "G"), batch.pos_BT, length)
+        q_BTHA, k_BTGA = self._project(p, "q", x_BTD, "H"), self._project(p, "k", x_BTD, "G")
+        if self.rotation is not None:
+            turn = self.rotation.of(batch, length, x_BTD.dtype)
+            q_BTHA, k_BTGA = rotate(q_BTHA, turn), rotate(k_BTGA, turn)
         v_BTGA = self._project(p, "v", x_BTD, "G")
         if self.scale is not None:  # `mix` divides by the root of the width
             q_BTHA = scaled(q_BTHA, self.scale * self.head_width**0.5)
@@ -147,11 +155,6 @@ class Gqa(Attention):
         x_BTW = jnp.reshape(x_BTHA, (B, T, H * A), out_sharding=sharding.out(f"BT{head}"))
         x_BTW = apply(x_BTW, scale, self.norm_eps)
         return jnp.reshape(x_BTW, (B, T, H, A), out_sharding=sharding.out(f"BT{head}A"))
-
-    def _turn(self, x_BTHA, pos_BT, length):
-        if self.rope_theta is None:
-            return x_BTHA
-        return rotate(x_BTHA, pos_BT, self.rope_theta, self.rope_scaling, length)
 
     def _remember(self, k_BTGA, v_BTGA, batch, memory):
         """Write the new keys and values at their positions; attend over the whole slot."""

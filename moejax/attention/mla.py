@@ -101,6 +101,10 @@ class Mla(Attention):
             return tree | {"q": weight(D, H, A)}
         return tree | {"q_down": weight(D, R), "q_norm": scale(R), "q_up": weight(R, H, A)}
 
+    @property
+    def rotation(self):
+        return rope.Rotation(self.rope_theta, self.turned_width, self.rope_scaling)
+
     def mixing_flops(self, length: int) -> float:
         """FLOPs per token of scores and mix over `length` expanded keys, masked ones included."""
         return 2.0 * self.num_heads * (self.key_width + self.value_width) * length
@@ -112,8 +116,9 @@ class Mla(Attention):
     def apply(self, p, x_BTD, batch, memory):
         cached = memory.cache.get("attn")
         length = batch.pos_BT.shape[1] if cached is None else cache.length(cached["row"], batch)
-        q_BTHA = self._queries(p, x_BTD, batch.pos_BT, length)
-        row_BSZ = self._rows(p, x_BTD, batch.pos_BT, length)
+        turn = self.rotation.of(batch, length, x_BTD.dtype)
+        q_BTHA = self._queries(p, x_BTD, turn)
+        row_BSZ = self._rows(p, x_BTD, turn)
         form, rule = self._expanded, over_row(batch)
         if cached is not None:
             row_BSZ = cache.write(cached["row"], row_BSZ, batch, "BSZ")
@@ -124,7 +129,7 @@ class Mla(Attention):
         o_BTHC, mixing = form(p, q_BTHA, row_BSZ, rule)
         return weights.einsum("BTHC,HCD->BTD", o_BTHC, p["o"]), mixing, memory
 
-    def _queries(self, p, x_BTD, pos_BT, length):
+    def _queries(self, p, x_BTD, turn):
         """[plain ; turned] of every head."""
         if self.q_rank is None:
             q_BTHA = weights.einsum("BTD,DHA->BTHA", x_BTD, p["q"])
@@ -133,23 +138,22 @@ class Mla(Attention):
             q_BTZ = rms_norm(q_BTZ, p["q_norm"], self.norm_eps)
             q_BTHA = weights.einsum("BTZ,ZHA->BTHA", q_BTZ, p["q_up"])
         plain_BTHA, turned_BTHA = jnp.split(q_BTHA, [self.plain_width], axis=-1)
-        q_BTHA = jnp.concatenate([plain_BTHA, self._turn(turned_BTHA, pos_BT, length)], axis=-1)
+        q_BTHA = jnp.concatenate([plain_BTHA, self._turn(turned_BTHA, turn)], axis=-1)
         if self.mscale_all_dim:
             gain = rope.long_text_gain(self.rope_scaling.factor, self.mscale_all_dim)
             q_BTHA = scaled(q_BTHA, gain**2)
         return q_BTHA
 
-    def _rows(self, p, x_BTD, pos_BT, length):
+    def _rows(self, p, x_BTD, turn):
         """[c ; r] of every position: all that later ones need of it."""
         row_BTZ = weights.einsum("BTD,DZ->BTZ", x_BTD, p["kv_down"])
         latent_BTZ, key_BTA = jnp.split(row_BTZ, [self.kv_rank], axis=-1)
         latent_BTZ = rms_norm(latent_BTZ, p["kv_norm"], self.norm_eps)
-        key_BTA = self._turn(key_BTA[:, :, None], pos_BT, length)[:, :, 0]
+        key_BTA = self._turn(key_BTA[:, :, None], turn)[:, :, 0]
         return jnp.concatenate([latent_BTZ, key_BTA], axis=-1)
 
-    def _turn(self, x_BTHA, pos_BT, length):
-        turn = rope.rotate_pairs if self.interleaved else rope.rotate
-        return turn(x_BTHA, pos_BT, self.rope_theta, self.rope_scaling, length)
+    def _turn(self, x_BTHA, turn):
+        return (rope.rotate_pairs if self.interleaved else rope.rotate)(x_BTHA, turn)
 
     def _expands(self, num_queries: int) -> bool:
         """Whether to expand a key and a value costs less than what absorbing costs so many queries more."""

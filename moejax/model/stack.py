@@ -9,6 +9,7 @@ from moejax import specs as sp
 from moejax.config import require
 from moejax.model import block as one_block
 from moejax.model import shared
+from moejax.ops import cache as slots
 from moejax.seams import Context, Memory, Side
 
 
@@ -75,7 +76,7 @@ def apply(params, m, h_BTD, ctx: Context, sides, cache, probe):
       probe: (BlockOut, Batch) -> tree; its results come back stacked over layers, per group and block.
     """
     prepared, shared_cache = shared.prepare(params, m, ctx.batch, None if cache is None else cache["shared"])
-    ctx = ctx.replace(shared=prepared)
+    ctx = ctx.replace(shared=prepared, batch=_with_turns(ctx.batch, m, cache))
     state = (h_BTD, shared.carry(m, ctx.batch))
     new_cache, probes = [], []
     first = layer = 0
@@ -92,6 +93,27 @@ def apply(params, m, h_BTD, ctx: Context, sides, cache, probe):
         layer += group.repeat * len(group.blocks)
     cache = None if cache is None else {"layers": tuple(new_cache), "shared": shared_cache}
     return state[0], cache, tuple(probes)
+
+
+def _with_turns(batch, m, cache):
+    """The batch with sine and cosine of its positions, as the layers need them.
+
+    Within the scan every layer would compute them again, on CPU even for every head.
+    """
+    blocks = [block for group in m.groups for block in group.blocks]
+    caches = [None] * len(blocks) if cache is None else [kept for group in cache["layers"] for kept in group]
+    turns = {}
+    for block, kept in zip(blocks, caches, strict=True):
+        if (rotation := block.attn.rotation) is not None and repr(rotation) not in turns:
+            length = None if kept is None else _length(kept["attn"], batch)
+            turns[repr(rotation)] = rotation.sin_cos(batch.pos_BT, length, m.dtype)
+    return batch.replace(turns=turns)
+
+
+def _length(stacked, batch):
+    """Positions of a slot in what the layers of one block remember."""
+    first = jax.tree.leaves(stacked)[0]
+    return slots.length(jax.ShapeDtypeStruct(first.shape[1:], first.dtype), batch)
 
 
 def _layer(state, x, ctx, m, group, probe):

@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,43 +29,70 @@ class Scaling(Protocol):
         """What multiplies sine and cosine."""
 
 
-def rotate(x_BTHA, pos_BT, theta: float, scaling: Scaling | None = None, length: int | None = None):
-    """Turn the pair (a, a + A/2) of every head by pos * frequency_a radians, in at least f32.
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """How positions turn heads: what all layers of one kind have in common, so a pass computes it once."""
+
+    theta: float  # pair a turns by theta^(-2a/A) radians per position, unless the scaling says otherwise
+    width: int  # A, even
+    scaling: Scaling | None = None
+
+    def sin_cos(self, pos_BT, length: int | None = None, dtype=jnp.float32):
+        """(sine, cosine), each [B, T, 1, A/2] in at least f32.
+
+        Args:
+          length: see `Scaling`; default T.
+          dtype: of the heads that will be turned.
+        """
+        half = self.width // 2
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        length = pos_BT.shape[1] if length is None else length
+        if self.scaling is None:
+            turn_A = self.theta ** (-jnp.arange(half, dtype=dtype) / half)
+        else:
+            turn_A = jnp.asarray(self.scaling.frequencies(self.theta, self.width, length), dtype)
+        angle_BTHA = (pos_BT[..., None].astype(dtype) * turn_A[None, None])[:, :, None]
+        sin_BTHA, cos_BTHA = jax.lax.platform_dependent(angle_BTHA, cpu=_apart, default=_together)
+        gain = 1.0 if self.scaling is None else self.scaling.gain(length)
+        return (sin_BTHA, cos_BTHA) if gain == 1.0 else (sin_BTHA * gain, cos_BTHA * gain)
+
+    def of(self, batch, length: int | None = None, dtype=jnp.float32):
+        """`sin_cos` of a batch, taken from it if a pass over many layers has put it there."""
+        found = batch.turns.get(repr(self))
+        return self.sin_cos(batch.pos_BT, length, dtype) if found is None else found
+
+
+def _together(angle):
+    return jnp.sin(angle), jnp.cos(angle)
+
+
+def _apart(angle):
+    """As `_together`, kept in memory: XLA's CPU would compute both again wherever they multiply a head."""
+    # Nothing is fused across the border of a loop; an optimization_barrier is gone before fusion.
+    both = jax.lax.map(lambda is_sin: jax.lax.cond(is_sin, jnp.sin, jnp.cos, angle), jnp.array([True, False]))
+    return both[0], both[1]
+
+
+def rotate(x_BTHA, turn):
+    """Turn the pair (a, a + A/2) of every head by its angle, in at least f32.
 
     Args:
       x_BTHA: heads of even width.
-      pos_BT: positions.
-      theta: the pair a turns by theta^(-2a/A) radians per position, unless a scaling says otherwise.
-      scaling: of these frequencies.
-      length: see `Scaling`; default T.
+      turn: sine and cosine of the angles, from `Rotation`.
     """
-    sin_BTHA, cos_BTHA = _sin_cos(x_BTHA, pos_BT, theta, scaling, length)
+    sin_BTHA, cos_BTHA = turn
     low, high = jnp.split(x_BTHA.astype(sin_BTHA.dtype), 2, axis=-1)
     turned = jnp.concatenate([low * cos_BTHA - high * sin_BTHA, high * cos_BTHA + low * sin_BTHA], axis=-1)
     return turned.astype(x_BTHA.dtype)
 
 
-def rotate_pairs(x_BTHA, pos_BT, theta: float, scaling: Scaling | None = None, length: int | None = None):
+def rotate_pairs(x_BTHA, turn):
     """As `rotate`, but the pairs lie side by side: (2a, 2a + 1)."""
-    sin_BTHA, cos_BTHA = _sin_cos(x_BTHA, pos_BT, theta, scaling, length)
+    sin_BTHA, cos_BTHA = turn
     x = x_BTHA.astype(sin_BTHA.dtype)
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = jnp.stack([even * cos_BTHA - odd * sin_BTHA, odd * cos_BTHA + even * sin_BTHA], axis=-1)
     return jnp.reshape(turned, x_BTHA.shape).astype(x_BTHA.dtype)
-
-
-def _sin_cos(x_BTHA, pos_BT, theta, scaling, length):
-    half = x_BTHA.shape[-1] // 2
-    dtype = jnp.promote_types(x_BTHA.dtype, jnp.float32)
-    length = pos_BT.shape[1] if length is None else length
-    if scaling is None:
-        turn_A = theta ** (-jnp.arange(half, dtype=dtype) / half)
-    else:
-        turn_A = jnp.asarray(scaling.frequencies(theta, 2 * half, length), dtype)
-    angle_BTHA = (pos_BT[..., None].astype(dtype) * turn_A[None, None])[:, :, None]
-    sin_BTHA, cos_BTHA = jnp.sin(angle_BTHA), jnp.cos(angle_BTHA)
-    gain = 1.0 if scaling is None else scaling.gain(length)
-    return (sin_BTHA, cos_BTHA) if gain == 1.0 else (sin_BTHA * gain, cos_BTHA * gain)
 
 
 def frequencies(theta: float, width: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 from moejax import recipes, records
 from moejax.errors import UsageError
 from moejax.ops import rope
-from moejax.ops.rope import Interpolation, Llama3, LongRope, Yarn, rotate, rotate_pairs
+from moejax.ops.rope import Interpolation, Llama3, LongRope, Rotation, Yarn, rotate, rotate_pairs
 
 SHORT, LONG = tuple(np.linspace(1, 1.5, 8).tolist()), tuple(np.linspace(1, 40, 8).tolist())
 # the scaling here, rope_parameters there, positions of the text
@@ -126,7 +126,8 @@ def test_heads_turn_by_the_scaled_frequencies(turn):
     scaling, length = LongRope(SHORT[:4], LONG[:4], original=64, long_gain=1.5), 100
     x_A, pos = np.random.default_rng(0).standard_normal(8), 77
     with jax.enable_x64(True):
-        got_A = turn(jnp.asarray(x_A)[None, None, None], jnp.array([[pos]]), 100.0, scaling, length)[0, 0, 0]
+        sin_cos = Rotation(100.0, 8, scaling).sin_cos(jnp.array([[pos]]), length, jnp.float64)
+        got_A = turn(jnp.asarray(x_A)[None, None, None], sin_cos)[0, 0, 0]
     turned = np.exp(1j * pos * 100.0 ** (-np.arange(4) / 4) / LONG[:4]) * 1.5
     if turn is rotate_pairs:
         turned = turned * (x_A[0::2] + 1j * x_A[1::2])
@@ -138,9 +139,9 @@ def test_heads_turn_by_the_scaled_frequencies(turn):
 
 def test_pairs_side_by_side_are_halves_in_another_order():
     x_BTHA = np.random.default_rng(1).standard_normal((1, 3, 2, 6)).astype(np.float32)
-    halves, pos_BT = np.r_[0:6:2, 1:6:2], np.arange(3)[None]
-    apart = rotate(x_BTHA[..., halves], pos_BT, 100.0)
-    np.testing.assert_array_equal(rotate_pairs(x_BTHA, pos_BT, 100.0)[..., halves], apart)
+    halves, sin_cos = np.r_[0:6:2, 1:6:2], Rotation(100.0, 6).sin_cos(np.arange(3)[None])
+    apart = rotate(x_BTHA[..., halves], sin_cos)
+    np.testing.assert_array_equal(rotate_pairs(x_BTHA, sin_cos)[..., halves], apart)
 
 
 def test_what_cannot_work_is_refused():
