@@ -99,7 +99,7 @@ def _named(paths: tuple[str, ...]) -> dict[str, list[bytes]]:
     for path in paths:
         name = pathlib.Path(path).name.partition(".")[0]
         require(name not in (CODE, *found), f"--text={path}: there is a domain {name!r} already; rename it")
-        texts = documents_of(find_files((path,)))
+        texts = documents_of(find_files((path,), "--text"))
         if sum(map(len, texts)) < LEAST_BYTES // 10:
             raise DataError(
                 f"--text={path} holds less than {LEAST_BYTES // 10} bytes of text; give a larger file"

@@ -41,12 +41,13 @@ class SourceFile:
             return "unreadable"
 
 
-def find_files(source: tuple[str, ...]) -> tuple[SourceFile, ...]:
+def find_files(source: tuple[str, ...], option: str = "data.source") -> tuple[SourceFile, ...]:
     """The files of `data.source`, in its order; globs and directories are sorted, no file is taken twice.
 
     Args:
       source: files, globs (`**` recurses) and directories (taken recursively without hidden entries);
         empty means the source code of the running interpreter's standard library.
+      option: what the user gave them as.
 
     Raises:
       DataError: an entry matches nothing.
@@ -54,12 +55,12 @@ def find_files(source: tuple[str, ...]) -> tuple[SourceFile, ...]:
     if not source:
         return _standard_library()
     found: dict[pathlib.Path, SourceFile] = {}
-    for i, entry in enumerate(source):
+    for entry in source:
         files = _expand(os.path.expanduser(entry))
         if not files:
             raise DataError(
-                f"data.source[{i}]={entry!r} matches no file (looked from {os.getcwd()}). Give an existing "
-                "file, directory or glob, or leave data.source empty for the standard library's source"
+                f"{option}: {entry!r} matches no file (looked from {os.getcwd()}). Give an existing "
+                f"file, directory or glob, or leave {option} empty for text that the machine has"
             )
         for file in files:
             found.setdefault(file.path.resolve(), file)
