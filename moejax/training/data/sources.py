@@ -41,13 +41,13 @@ class SourceFile:
             return "unreadable"
 
 
-def find_files(source: tuple[str, ...], option: str = "data.source") -> tuple[SourceFile, ...]:
+def find_files(source: tuple[str, ...], option: str = "data.source[{}]") -> tuple[SourceFile, ...]:
     """The files of `data.source`, in its order; globs and directories are sorted, no file is taken twice.
 
     Args:
       source: files, globs (`**` recurses) and directories (taken recursively without hidden entries);
         empty means the source code of the running interpreter's standard library.
-      option: what the user gave them as.
+      option: what the user gave an entry as, with a place for its number.
 
     Raises:
       DataError: an entry matches nothing.
@@ -55,12 +55,12 @@ def find_files(source: tuple[str, ...], option: str = "data.source") -> tuple[So
     if not source:
         return _standard_library()
     found: dict[pathlib.Path, SourceFile] = {}
-    for entry in source:
+    for i, entry in enumerate(source):
         files = _expand(os.path.expanduser(entry))
         if not files:
             raise DataError(
-                f"{option}: {entry!r} matches no file (looked from {os.getcwd()}). Give an existing "
-                f"file, directory or glob, or leave {option} empty for text that the machine has"
+                f"{option.format(i)}={entry!r} matches no file (looked from {os.getcwd()}). Give an existing "
+                "file, directory or glob, or leave it out for text that the machine has"
             )
         for file in files:
             found.setdefault(file.path.resolve(), file)
